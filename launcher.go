@@ -1,0 +1,74 @@
+package ssmmp
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strconv"
+)
+
+// A RepositoryEntry is one service that an agent can execute (PROTOCOL
+// section 3, Registration).
+type RepositoryEntry struct {
+	// Service is the name by which the graph knows the service.
+	Service string
+	// Launcher executes an instance of it.
+	Launcher Launcher
+	// ReadyWhenStarted makes an instance ready as soon as it runs. Otherwise
+	// it is ready when its first message arrives or all its configured ports
+	// listen, whichever comes first.
+	ReadyWhenStarted bool
+}
+
+// A Launch is what an agent knows of an instance that it is about to execute.
+type Launch struct {
+	Service string
+	ID      InstanceID
+	Address netip.Addr // of the node
+	Sockets []SocketPort
+	Plugs   []PlugTarget
+	// Agent is where the instance finds its agent, "host:port".
+	Agent string
+	// Secret is known to the agent and to this instance alone.
+	Secret string
+}
+
+// A Launcher executes instances of one service: CommandLauncher as a process
+// of the operating system, FuncLauncher as a Go function in this process.
+type Launcher interface {
+	// Launch starts an instance and returns without waiting for it to be
+	// ready. The context governs the start only.
+	Launch(ctx context.Context, l Launch) (Process, error)
+}
+
+// A Process is a running instance as its launcher sees it. Its methods may be
+// called from many goroutines.
+type Process interface {
+	// PID is the operating system's process id, 0 where there is none.
+	PID() int
+	// Wait blocks until the instance and, where the launcher can know them,
+	// all its children have ended, and says how. Every call returns the same.
+	Wait() Exit
+	// Kill ends the instance and all its children, now. Killing one that has
+	// ended does nothing.
+	Kill() error
+	// Owns reports whether the instance holds the far end of a connection
+	// that its agent accepted. known is false where that cannot be found out
+	// here; then the instance's secret decides alone.
+	Owns(c net.Conn) (owns, known bool)
+}
+
+// An Exit says how an instance ended.
+type Exit struct {
+	Code   int    // exit code; -1 when a signal or a panic ended it
+	Signal string // name of the signal, "SIGKILL", or empty
+	Reason string // more for a person: a panic's value, an error
+}
+
+// String is the form of the extension line x_exit: a code or a signal.
+func (e Exit) String() string {
+	if e.Signal != "" {
+		return e.Signal
+	}
+	return strconv.Itoa(e.Code)
+}
