@@ -1,6 +1,9 @@
 package ssmmp
 
-import "net/netip"
+import (
+	"net/netip"
+	"strconv"
+)
 
 // An InstanceID names a service instance: a positive integer that the Manager
 // chooses and never uses again, not even after a restart. Zero means none.
@@ -37,6 +40,40 @@ const (
 	numTypes = int(TypeAgentHealthResponse) + 1
 )
 
+var typeNames = [numTypes]string{
+	TypeInitiationRequest:          "initiation_request",
+	TypeInitiationResponse:         "initiation_response",
+	TypeExecutionRequest:           "execution_request",
+	TypeExecutionResponse:          "execution_response",
+	TypeSessionRequest:             "session_request",
+	TypeSessionResponse:            "session_response",
+	TypeSessionAck:                 "session_ack",
+	TypeSourceSessionCloseInfo:     "source_service_session_close_info",
+	TypeDestSessionCloseInfo:       "dest_service_session_close_info",
+	TypeSourceSessionCloseRequest:  "source_service_session_close_request",
+	TypeSourceSessionCloseResponse: "source_service_session_close_response",
+	TypeDestSessionCloseRequest:    "dest_service_session_close_request",
+	TypeDestSessionCloseResponse:   "dest_service_session_close_response",
+	TypeGracefulShutdownRequest:    "graceful_shutdown_request",
+	TypeGracefulShutdownResponse:   "graceful_shutdown_response",
+	TypeHardShutdownRequest:        "hard_shutdown_request",
+	TypeHardShutdownResponse:       "hard_shutdown_response",
+	TypeTerminationInfo:            "service_instance_termination_info",
+	TypeInstanceHealthRequest:      "service_instance_health_request",
+	TypeInstanceHealthResponse:     "service_instance_health_response",
+	TypeAgentHealthRequest:         "agent_health_control_request",
+	TypeAgentHealthResponse:        "agent_health_control_response",
+}
+
+// String returns the contents of the message's line type, such as
+// "session_request".
+func (t Type) String() string {
+	if t == 0 || int(t) >= numTypes {
+		return "Type(" + strconv.Itoa(int(t)) + ")"
+	}
+	return typeNames[t]
+}
+
 // A SubType tells which hop of its way a message is on, by its value of the
 // line sub_type. Empty where the message has no such line.
 type SubType string
@@ -64,6 +101,20 @@ const (
 	ActorAgent
 	ActorInstance
 )
+
+// String returns "manager", "agent" or "instance".
+func (a Actor) String() string {
+	switch a {
+	case ActorManager:
+		return "manager"
+	case ActorAgent:
+		return "agent"
+	case ActorInstance:
+		return "instance"
+	default:
+		return "Actor(" + strconv.Itoa(int(a)) + ")"
+	}
+}
 
 // A Header is what every message has.
 type Header struct {
@@ -102,6 +153,12 @@ type Message interface {
 	Type() Type
 	// Head returns the message's header.
 	Head() *Header
+
+	// lines shows the codec every line that is the type's own, in the order
+	// of the specification.
+	lines(c *codec)
+	// shallow returns a copy that shares strings and lists.
+	shallow() Message
 }
 
 // A SocketPort is one entry of a socket_configuration: an abstract socket and
@@ -343,3 +400,92 @@ type AgentHealthResponse struct {
 	AgentNetworkAddress netip.Addr
 	Status              Status
 }
+
+// Type returns TypeInitiationRequest.
+func (*InitiationRequest) Type() Type { return TypeInitiationRequest }
+
+// Type returns TypeInitiationResponse.
+func (*InitiationResponse) Type() Type { return TypeInitiationResponse }
+
+// Type returns TypeExecutionRequest.
+func (*ExecutionRequest) Type() Type { return TypeExecutionRequest }
+
+// Type returns TypeExecutionResponse.
+func (*ExecutionResponse) Type() Type { return TypeExecutionResponse }
+
+// Type returns TypeSessionRequest.
+func (*SessionRequest) Type() Type { return TypeSessionRequest }
+
+// Type returns TypeSessionResponse.
+func (*SessionResponse) Type() Type { return TypeSessionResponse }
+
+// Type returns TypeSessionAck.
+func (*SessionAck) Type() Type { return TypeSessionAck }
+
+// Type returns TypeSourceSessionCloseInfo.
+func (*SourceSessionCloseInfo) Type() Type { return TypeSourceSessionCloseInfo }
+
+// Type returns TypeDestSessionCloseInfo.
+func (*DestSessionCloseInfo) Type() Type { return TypeDestSessionCloseInfo }
+
+// Type returns TypeSourceSessionCloseRequest.
+func (*SourceSessionCloseRequest) Type() Type { return TypeSourceSessionCloseRequest }
+
+// Type returns TypeSourceSessionCloseResponse.
+func (*SourceSessionCloseResponse) Type() Type { return TypeSourceSessionCloseResponse }
+
+// Type returns TypeDestSessionCloseRequest.
+func (*DestSessionCloseRequest) Type() Type { return TypeDestSessionCloseRequest }
+
+// Type returns TypeDestSessionCloseResponse.
+func (*DestSessionCloseResponse) Type() Type { return TypeDestSessionCloseResponse }
+
+// Type returns TypeGracefulShutdownRequest.
+func (*GracefulShutdownRequest) Type() Type { return TypeGracefulShutdownRequest }
+
+// Type returns TypeGracefulShutdownResponse.
+func (*GracefulShutdownResponse) Type() Type { return TypeGracefulShutdownResponse }
+
+// Type returns TypeHardShutdownRequest.
+func (*HardShutdownRequest) Type() Type { return TypeHardShutdownRequest }
+
+// Type returns TypeHardShutdownResponse.
+func (*HardShutdownResponse) Type() Type { return TypeHardShutdownResponse }
+
+// Type returns TypeTerminationInfo.
+func (*TerminationInfo) Type() Type { return TypeTerminationInfo }
+
+// Type returns TypeInstanceHealthRequest.
+func (*InstanceHealthRequest) Type() Type { return TypeInstanceHealthRequest }
+
+// Type returns TypeInstanceHealthResponse.
+func (*InstanceHealthResponse) Type() Type { return TypeInstanceHealthResponse }
+
+// Type returns TypeAgentHealthRequest.
+func (*AgentHealthRequest) Type() Type { return TypeAgentHealthRequest }
+
+// Type returns TypeAgentHealthResponse.
+func (*AgentHealthResponse) Type() Type { return TypeAgentHealthResponse }
+
+func (m *InitiationRequest) shallow() Message          { c := *m; return &c }
+func (m *InitiationResponse) shallow() Message         { c := *m; return &c }
+func (m *ExecutionRequest) shallow() Message           { c := *m; return &c }
+func (m *ExecutionResponse) shallow() Message          { c := *m; return &c }
+func (m *SessionRequest) shallow() Message             { c := *m; return &c }
+func (m *SessionResponse) shallow() Message            { c := *m; return &c }
+func (m *SessionAck) shallow() Message                 { c := *m; return &c }
+func (m *SourceSessionCloseInfo) shallow() Message     { c := *m; return &c }
+func (m *DestSessionCloseInfo) shallow() Message       { c := *m; return &c }
+func (m *SourceSessionCloseRequest) shallow() Message  { c := *m; return &c }
+func (m *SourceSessionCloseResponse) shallow() Message { c := *m; return &c }
+func (m *DestSessionCloseRequest) shallow() Message    { c := *m; return &c }
+func (m *DestSessionCloseResponse) shallow() Message   { c := *m; return &c }
+func (m *GracefulShutdownRequest) shallow() Message    { c := *m; return &c }
+func (m *GracefulShutdownResponse) shallow() Message   { c := *m; return &c }
+func (m *HardShutdownRequest) shallow() Message        { c := *m; return &c }
+func (m *HardShutdownResponse) shallow() Message       { c := *m; return &c }
+func (m *TerminationInfo) shallow() Message            { c := *m; return &c }
+func (m *InstanceHealthRequest) shallow() Message      { c := *m; return &c }
+func (m *InstanceHealthResponse) shallow() Message     { c := *m; return &c }
+func (m *AgentHealthRequest) shallow() Message         { c := *m; return &c }
+func (m *AgentHealthResponse) shallow() Message        { c := *m; return &c }

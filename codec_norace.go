@@ -1,0 +1,5 @@
+//go:build !race
+
+package ssmmp
+
+const poison = false
