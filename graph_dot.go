@@ -12,37 +12,46 @@ import (
 func (g *Graph) DOT() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "digraph %s {\n\trankdir=LR;\n", quoteDOT(g.Name))
-	services := make(map[string]*Service, len(g.Services))
+	shapes := make(map[string]string, len(g.Services))
+	ports := make(map[string]string) // more of an API Gateway's label
 	for i := range g.Services {
 		s := &g.Services[i]
-		services[s.Name] = s
+		switch s.Kind {
+		case Gateway:
+			shapes[s.Name] = "house"
+			ports[s.Name] = portsLabel(s.Sockets)
+		case Regular:
+			shapes[s.Name] = "box"
+		case Storage:
+			shapes[s.Name] = "cylinder"
+		}
 	}
 	for _, v := range g.Vertices {
-		var label strings.Builder
-		label.WriteString(v.Name)
+		label := v.Name
 		if v.Service != v.Name {
-			label.WriteString("\n(" + v.Service + ")")
+			label += "\n(" + v.Service + ")"
 		}
-		shape := "plaintext" // of a service that is unknown
-		if s := services[v.Service]; s != nil {
-			switch s.Kind {
-			case Gateway:
-				shape = "house"
-				for _, socket := range s.Sockets {
-					fmt.Fprintf(&label, "\n%s :%d", socket.Name, socket.Port)
-				}
-			case Regular:
-				shape = "box"
-			case Storage:
-				shape = "cylinder"
-			}
+		label += ports[v.Service]
+		delete(ports, v.Service) // a fixed port is at one vertex only
+		shape, ok := shapes[v.Service]
+		if !ok {
+			shape = "plaintext" // the service or its kind is unknown
 		}
-		fmt.Fprintf(&b, "\t%s [shape=%s, label=%s];\n", quoteDOT(v.Name), shape, quoteDOT(label.String()))
+		fmt.Fprintf(&b, "\t%s [shape=%s, label=%s];\n", quoteDOT(v.Name), shape, quoteDOT(label))
 	}
 	for _, e := range g.Edges {
 		fmt.Fprintf(&b, "\t%s -> %s [label=%s];\n", quoteDOT(e.From), quoteDOT(e.To), quoteDOT(e.Plug+" → "+e.Socket))
 	}
 	b.WriteString("}\n")
+	return b.String()
+}
+
+// portsLabel returns a line for each socket with its fixed port.
+func portsLabel(sockets []Socket) string {
+	var b strings.Builder
+	for _, s := range sockets {
+		fmt.Fprintf(&b, "\n%s :%d", s.Name, s.Port)
+	}
 	return b.String()
 }
 

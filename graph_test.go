@@ -3,7 +3,6 @@ package ssmmp
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -364,25 +363,4 @@ func BenchmarkGraph4000(b *testing.B) {
 			}
 		})
 	}
-}
-
-// graphFaults are the faults that errors.Join holds.
-func graphFaults(t testing.TB, err error) []*GraphError {
-	t.Helper()
-	if err == nil {
-		return nil
-	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		t.Fatalf("%T is not joined errors", err)
-	}
-	var faults []*GraphError
-	for _, e := range joined.Unwrap() {
-		fault := (*GraphError)(nil)
-		if !errors.As(e, &fault) {
-			t.Fatalf("%T is not a GraphError", e)
-		}
-		faults = append(faults, fault)
-	}
-	return faults
 }
