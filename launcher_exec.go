@@ -119,6 +119,11 @@ func (c CommandLauncher) launch(ctx context.Context, l Launch) (*execProcess, er
 	if err != nil {
 		return nil, err
 	}
+	if c.Dir != "" {
+		if _, err := os.Stat(c.Dir); err != nil {
+			return nil, err // exec's own error would name the binary
+		}
+	}
 	cmd := &exec.Cmd{
 		Path:        path,
 		Args:        append(append([]string{path}, c.Args...), args...),

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,6 +25,13 @@ type tree struct {
 	// inherit. Nil when there is no secret, without which others could have
 	// the same.
 	marks [][]byte
+
+	// mu lets one look at /proc follow another, so that seen only gains.
+	mu sync.Mutex
+	// seen are the members that the last look found: their starts by
+	// pid. Without a mark,
+	// nothing tells that one whose parent has ended since is of the tree.
+	seen map[int]uint64
 }
 
 // A procStat is what the tree needs of /proc/PID/stat. The pid and the start
@@ -78,8 +86,11 @@ func (t *tree) kill() (alive int, err error) {
 }
 
 // members returns the processes of the tree that are alive: the first one, its
-// group, those that have its marks, and all descendants of any of these.
+// group, those that have its marks, those seen before, and all descendants of
+// any of these.
 func (t *tree) members() []procStat {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	var members []procStat
 	children := make(map[int][]procStat) // others, by parent
 	self := os.Getpid()
@@ -87,7 +98,7 @@ func (t *tree) members() []procStat {
 		s, err := readStat(pid)
 		switch {
 		case err != nil || !s.alive() || s.start < t.start || pid == self:
-		case pid == t.pid || s.pgrp == t.pid || t.marked(s):
+		case pid == t.pid || s.pgrp == t.pid || t.seen[pid] == s.start || t.marked(s):
 			members = append(members, s)
 		default:
 			children[s.ppid] = append(children[s.ppid], s)
@@ -103,6 +114,10 @@ func (t *tree) members() []procStat {
 				members = append(members, s)
 			}
 		}
+	}
+	t.seen = make(map[int]uint64, len(members))
+	for _, m := range members {
+		t.seen[m.pid] = m.start
 	}
 	return members
 }
