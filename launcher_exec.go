@@ -1,0 +1,380 @@
+package ssmmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Environment variables that an instance is started with.
+const (
+	envAgent    = "SSMMP_AGENT"    // where its agent listens, "host:port"
+	envSecret   = "SSMMP_SECRET"   // what proves to the agent who it is
+	envInstance = "SSMMP_INSTANCE" // its id; with the secret, the mark of its processes
+)
+
+// sweepTime is how long the processes that an instance left behind are hunted.
+const sweepTime = 5 * time.Second
+
+// defaultPassEnv is what a program commonly cannot do without.
+var defaultPassEnv = []string{
+	"PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
+}
+
+// defaultPassEnvWindows joins defaultPassEnv on Windows.
+var defaultPassEnvWindows = []string{
+	"SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "TEMP", "TMP",
+	"USERPROFILE", "APPDATA", "LOCALAPPDATA", "PROGRAMDATA",
+}
+
+// A LaunchError says which instance could not be started, and why.
+type LaunchError struct {
+	Service string
+	ID      InstanceID
+	Err     error
+}
+
+func (e *LaunchError) Error() string {
+	return fmt.Sprintf("ssmmp: launch %q instance %d: %v", e.Service, e.ID, e.Err)
+}
+
+// Unwrap returns the cause: errors.Is finds fs.ErrNotExist when there is no
+// such binary, and fs.ErrPermission when it may not be executed.
+func (e *LaunchError) Unwrap() error { return e.Err }
+
+// A CommandLauncher executes instances as processes of the operating system,
+// with the command line of PROTOCOL section 1:
+//
+//	binary service_name instance_id network_address socket_configuration plug_configuration
+//
+// There is no shell. An instance reads nothing from its standard input, and
+// finds its agent in the environment variable SSMMP_AGENT, the secret that it
+// shares with the agent in SSMMP_SECRET, and its own id in SSMMP_INSTANCE.
+//
+// An instance is a tree of processes. When the first of them ends, or Kill is
+// called, the others are killed. On Linux those are the process group, all
+// descendants, and all processes that still have the instance's id and secret
+// in their environment, wherever they have gone; only a process that left the
+// group, lost its parent and cleared its environment escapes. On other Unix
+// systems they are the process group. On Windows they are the descendants
+// whose ancestors are alive. Elsewhere it is the first process only.
+//
+// Instances outlive a process that launched them and died. A program that is
+// the first process of a container needs an init beside it to reap orphans.
+type CommandLauncher struct {
+	// Path is the binary. A name without a separator is looked for in PATH;
+	// a relative path is relative to the current directory, not to Dir.
+	Path string
+	// Args are the arguments before the five of the protocol.
+	Args []string
+	// Env are more variables for the instance, "KEY=VALUE".
+	Env []string
+	// PassEnv names the variables of this process that the instance inherits;
+	// it inherits no others. Nil means PATH, HOME, USER, LANG, LC_ALL, TZ,
+	// TMPDIR, SSL_CERT_FILE and SSL_CERT_DIR, and on Windows also SYSTEMROOT,
+	// SYSTEMDRIVE, WINDIR, COMSPEC, PATHEXT, TEMP, TMP, USERPROFILE, APPDATA,
+	// LOCALAPPDATA and PROGRAMDATA.
+	PassEnv []string
+	// Dir is the instance's working directory. Empty means that of this
+	// process.
+	Dir string
+	// OutputDir is the directory, created when missing, where the standard
+	// output and error of each instance are appended to a file of its own,
+	// <service>-<id>.log. Empty discards them.
+	OutputDir string
+}
+
+// Launch starts an instance. Its error is a *LaunchError.
+func (c CommandLauncher) Launch(ctx context.Context, l Launch) (Process, error) {
+	p, err := c.launch(ctx, l)
+	if err != nil {
+		return nil, &LaunchError{Service: l.Service, ID: l.ID, Err: err}
+	}
+	return p, nil
+}
+
+func (c CommandLauncher) launch(ctx context.Context, l Launch) (*execProcess, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	args, err := commandArgs(l)
+	if err != nil {
+		return nil, err
+	}
+	env, err := c.environment(l)
+	if err != nil {
+		return nil, err
+	}
+	path, err := findBinary(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	if c.Dir != "" {
+		if _, err := os.Stat(c.Dir); err != nil {
+			return nil, err // exec's own error would name the binary
+		}
+	}
+	cmd := &exec.Cmd{
+		Path:        path,
+		Args:        append(append([]string{path}, c.Args...), args...),
+		Env:         env,
+		Dir:         c.Dir,
+		SysProcAttr: ownGroup(),
+	}
+	if c.OutputDir != "" {
+		// The instance holds the file itself: a pipe would kill it, at its
+		// next write, once this process has died.
+		out, err := openOutput(c.OutputDir, l)
+		if err != nil {
+			return nil, err
+		}
+		defer out.Close()
+		cmd.Stdout, cmd.Stderr = out, out
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &execProcess{
+		cmd:  cmd,
+		tree: newTree(cmd.Process, l),
+		done: make(chan struct{}),
+	}
+	go p.reap()
+	return p, nil
+}
+
+// environment returns all that the instance finds in its environment. What
+// comes later wins, so that Env cannot replace the agent's own variables.
+func (c CommandLauncher) environment(l Launch) ([]string, error) {
+	names := c.PassEnv
+	if names == nil {
+		names = defaultPassEnv
+		if runtime.GOOS == "windows" {
+			names = append(names[:len(names):len(names)], defaultPassEnvWindows...)
+		}
+	}
+	var env []string
+	for _, name := range names {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	for _, kv := range c.Env {
+		if strings.IndexByte(kv, '=') <= 0 {
+			return nil, fmt.Errorf("environment entry %q is not KEY=VALUE", kv)
+		}
+		env = append(env, kv)
+	}
+	return append(env,
+		envAgent+"="+l.Agent,
+		envSecret+"="+l.Secret,
+		instanceMark(l.ID),
+	), nil
+}
+
+// An execProcess is an instance that is a tree of processes.
+type execProcess struct {
+	cmd  *exec.Cmd
+	tree *tree
+	done chan struct{} // closed when exit is final
+	exit Exit
+
+	// mu keeps the first process from being reaped while the tree is killed:
+	// until then nothing else can get its process id or its group's.
+	mu     sync.Mutex
+	reaped bool
+}
+
+func (p *execProcess) PID() int { return p.cmd.Process.Pid }
+
+func (p *execProcess) Wait() Exit {
+	<-p.done
+	return p.exit
+}
+
+// Kill sends the signal to all that it finds and leaves it to reap, and so to
+// Wait, to see that nothing is left.
+func (p *execProcess) Kill() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return nil
+	}
+	_, err := p.tree.kill()
+	return err
+}
+
+func (p *execProcess) Owns(c net.Conn) (owns, known bool) {
+	owns, known = p.tree.owns(c)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		// The process ids that were looked at may be someone else's by now,
+		// and an instance that has ended holds nothing.
+		owns = false
+	}
+	return owns, known
+}
+
+// reap waits for the first process, ends what it left behind, and only then
+// reaps it. It is the only one that does.
+func (p *execProcess) reap() {
+	defer close(p.done)
+	if !p.tree.awaitEnd() {
+		p.wait()
+	}
+	err := p.sweep()
+
+	p.mu.Lock()
+	p.wait()
+	p.reaped = true
+	p.mu.Unlock()
+
+	if err != nil {
+		p.exit.Reason = err.Error()
+	}
+}
+
+// wait reaps the first process, the first time that it is called.
+func (p *execProcess) wait() {
+	if p.cmd.ProcessState != nil {
+		return
+	}
+	err := p.cmd.Wait()
+	if p.cmd.ProcessState == nil {
+		p.exit = Exit{Code: -1, Reason: err.Error()}
+		return
+	}
+	p.exit = p.tree.exit(p.cmd.ProcessState)
+}
+
+// sweep kills until nothing of the tree is left but its first process, which
+// has ended.
+func (p *execProcess) sweep() error {
+	deadline := time.Now().Add(sweepTime)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		left, err := p.tree.kill()
+		switch {
+		case left == 0:
+			return nil
+		case time.Now().Before(deadline):
+			time.Sleep(pause)
+		case err != nil:
+			return fmt.Errorf("left %d processes running: %w", left, err)
+		default:
+			return fmt.Errorf("left %d processes running", left)
+		}
+	}
+}
+
+// findBinary returns the absolute path of a binary that may be executed.
+func findBinary(path string) (string, error) {
+	found, err := exec.LookPath(path)
+	if errors.Is(err, exec.ErrNotFound) && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: %w", err, fs.ErrNotExist)
+	}
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(found)
+}
+
+// openOutput opens the file for an instance's output. The name has been
+// checked; os.Root also stops a symbolic link that leads out of dir.
+func openOutput(dir string, l Launch) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	name := fmt.Sprintf("%s-%d.log", l.Service, l.ID)
+	return root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+}
+
+// instanceMark is the environment entry with an instance's id.
+func instanceMark(id InstanceID) string {
+	return envInstance + "=" + strconv.FormatInt(int64(id), 10)
+}
+
+// commandArgs returns the five arguments of PROTOCOL section 1.
+func commandArgs(l Launch) ([]string, error) {
+	if err := checkLaunchName("service name", l.Service); err != nil {
+		return nil, err
+	}
+	if l.ID <= 0 {
+		return nil, fmt.Errorf("instance id %d is not positive", l.ID)
+	}
+	if !l.Address.IsValid() {
+		return nil, errors.New("network address is missing")
+	}
+	sockets, err := socketsArgument(l.Sockets)
+	if err != nil {
+		return nil, err
+	}
+	plugs, err := plugsArgument(l.Plugs)
+	if err != nil {
+		return nil, err
+	}
+	return []string{
+		l.Service, strconv.FormatInt(int64(l.ID), 10), l.Address.String(), sockets, plugs,
+	}, nil
+}
+
+func socketsArgument(sockets []SocketPort) (string, error) {
+	parts := make([]string, len(sockets))
+	for i, s := range sockets {
+		if err := checkLaunchName("socket", s.Socket); err != nil {
+			return "", err
+		}
+		parts[i] = s.Socket + ", " + strconv.Itoa(int(s.Port))
+	}
+	return strings.Join(parts, " & "), nil
+}
+
+func plugsArgument(plugs []PlugTarget) (string, error) {
+	parts := make([]string, len(plugs))
+	for i, p := range plugs {
+		if err := errors.Join(
+			checkLaunchName("plug", p.Plug),
+			checkLaunchName("socket", p.Socket),
+			checkLaunchName("service", p.Service),
+		); err != nil {
+			return "", err
+		}
+		parts[i] = p.Plug + ", " + p.Socket + ", " + p.Service
+	}
+	return strings.Join(parts, " & "), nil
+}
+
+// checkLaunchName refuses what is not a name by PROTOCOL section 2. A name
+// becomes an argument and a part of a file's name, so it must be neither a
+// flag nor a path.
+func checkLaunchName(field, name string) error {
+	ok := name != "" && len(name) <= MaxName
+	for i := 0; i < len(name) && ok; i++ {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
+		case c == '.', c == '-':
+			ok = i > 0
+		default:
+			ok = false
+		}
+	}
+	if !ok {
+		return fmt.Errorf("%s %.150q is not a name", field, name)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package ssmmp
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// maxEnviron is more than the kernel lets a process have of arguments and
+// environment.
+const maxEnviron = 8 << 20
+
+// A tree is an instance's processes. Its methods but owns may be called only
+// until the first process was reaped: until then its id and its group's are
+// nobody else's.
+type tree struct {
+	pid   int    // of the first process, and of its group
+	start uint64 // when that started, in ticks since boot
+	// marks are the environment entries that all of the instance's processes
+	// inherit. Nil when there is no secret, without which others could have
+	// the same.
+	marks [][]byte
+
+	// mu lets one look at /proc follow another, so that seen only gains.
+	mu sync.Mutex
+	// seen are the members that the last look found: their starts by
+	// pid. Without a mark,
+	// nothing tells that one whose parent has ended since is of the tree.
+	seen map[int]uint64
+}
+
+// A procStat is what the tree needs of /proc/PID/stat. The pid and the start
+// together name a process for ever.
+type procStat struct {
+	pid, ppid, pgrp int
+	state           byte
+	start           uint64 // ticks since boot
+}
+
+func newTree(first *os.Process, l Launch) *tree {
+	t := &tree{pid: first.Pid}
+	if s, err := readStat(t.pid); err == nil {
+		t.start = s.start
+	}
+	if l.Secret != "" {
+		t.marks = [][]byte{[]byte(instanceMark(l.ID)), []byte(envSecret + "=" + l.Secret)}
+	}
+	return t
+}
+
+// awaitEnd blocks until the first process has ended, without reaping it. It
+// returns false if that cannot be had.
+func (t *tree) awaitEnd() bool {
+	const byPID = 1 // P_PID
+	for {
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, byPID, uintptr(t.pid), 0,
+			syscall.WEXITED|syscall.WNOWAIT, 0, 0)
+		if errno != syscall.EINTR {
+			return errno == 0
+		}
+	}
+}
+
+// kill sends SIGKILL to every process of the tree. It returns how many it
+// found alive, and why it could not send to one of them.
+func (t *tree) kill() (alive int, err error) {
+	// Found before the signal: then orphans still have their parents.
+	members := t.members()
+	if e := syscall.Kill(-t.pid, syscall.SIGKILL); e != nil && e != syscall.ESRCH {
+		err = os.NewSyscallError("kill", e)
+	}
+	for _, m := range members {
+		if m.pgrp == t.pid {
+			continue
+		}
+		if e := killProcess(m); e != nil {
+			err = e
+		}
+	}
+	return len(members), err
+}
+
+// members returns the processes of the tree that are alive: the first one, its
+// group, those that have its marks, those seen before, and all descendants of
+// any of these.
+func (t *tree) members() []procStat {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var members []procStat
+	children := make(map[int][]procStat) // others, by parent
+	self := os.Getpid()
+	for _, pid := range processIDs() {
+		s, err := readStat(pid)
+		switch {
+		case err != nil || !s.alive() || s.start < t.start || pid == self:
+		case pid == t.pid || s.pgrp == t.pid || t.seen[pid] == s.start || t.marked(s):
+			members = append(members, s)
+		default:
+			children[s.ppid] = append(children[s.ppid], s)
+		}
+	}
+	for i := 0; i < len(members); i++ {
+		parent := members[i]
+		if len(children[parent.pid]) == 0 || parent.replaced() {
+			continue
+		}
+		for _, s := range children[parent.pid] {
+			if s.start >= parent.start {
+				members = append(members, s)
+			}
+		}
+	}
+	t.seen = make(map[int]uint64, len(members))
+	for _, m := range members {
+		t.seen[m.pid] = m.start
+	}
+	return members
+}
+
+// marked reports whether a process has the instance's marks in the environment
+// that it was executed with.
+func (t *tree) marked(s procStat) bool {
+	if t.marks == nil {
+		return false
+	}
+	env, err := readEnviron(s.pid)
+	// A process in the middle of execve has no environment for a moment.
+	for try := 0; err == nil && len(env) == 0 && try < 5; try++ {
+		time.Sleep(time.Millisecond << try)
+		if now, err := readStat(s.pid); err != nil || !now.alive() {
+			return false
+		}
+		env, err = readEnviron(s.pid)
+	}
+	found := 0
+	for entry := range bytes.SplitSeq(env, []byte{0}) {
+		for _, mark := range t.marks {
+			if bytes.Equal(entry, mark) {
+				found++
+			}
+		}
+	}
+	return found >= len(t.marks)
+}
+
+// alive reports whether the process still runs: a zombie does not.
+func (s procStat) alive() bool { return s.state != 'Z' && s.state != 'X' }
+
+// replaced reports whether the pid has become another process's.
+func (s procStat) replaced() bool {
+	now, err := readStat(s.pid)
+	return err == nil && now.start != s.start
+}
+
+// killProcess sends SIGKILL to that very process, though its pid may have been
+// used again: the handle is taken first, and what it stands for checked then.
+func killProcess(s procStat) error {
+	p, err := os.FindProcess(s.pid)
+	if err != nil {
+		return err
+	}
+	defer p.Release()
+	if s.replaced() {
+		return nil
+	}
+	if err := p.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// processIDs lists the processes that /proc shows; none where it is missing.
+func processIDs() []int {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	pids := make([]int, 0, len(names))
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func readStat(pid int) (procStat, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(pid, b)
+}
+
+// parseStat reads the third field and on: the second, the program's name in
+// parentheses, may hold anything.
+func parseStat(pid int, b []byte) (procStat, error) {
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 20 {
+		return procStat{}, errors.New("/proc/PID/stat is too short")
+	}
+	s := procStat{pid: pid, state: f[0][0]}
+	var errs [3]error
+	s.ppid, errs[0] = strconv.Atoi(string(f[1]))
+	s.pgrp, errs[1] = strconv.Atoi(string(f[2]))
+	s.start, errs[2] = strconv.ParseUint(string(f[19]), 10, 64)
+	return s, errors.Join(errs[:]...)
+}
+
+func readEnviron(pid int) ([]byte, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxEnviron))
+}
