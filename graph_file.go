@@ -140,7 +140,7 @@ func (g *Graph) write(b *bytes.Buffer) error {
 		if len(s.Sockets) > 0 {
 			b.WriteString(`, "sockets": [`)
 			for i, socket := range s.Sockets {
-				fmt.Fprintf(b, `%s{"name": %s`, separator(i), quoteJSON(socket.Name))
+				fmt.Fprintf(b, `%s{"name": %s`, listSeparator(i), quoteJSON(socket.Name))
 				if socket.Port != 0 {
 					fmt.Fprintf(b, `, "port": %d`, socket.Port)
 				}
@@ -151,7 +151,7 @@ func (g *Graph) write(b *bytes.Buffer) error {
 		if len(s.Plugs) > 0 {
 			b.WriteString(`, "plugs": [`)
 			for i, p := range s.Plugs {
-				b.WriteString(separator(i))
+				b.WriteString(listSeparator(i))
 				b.WriteString(quoteJSON(p))
 			}
 			b.WriteByte(']')
@@ -188,7 +188,7 @@ func writeLines[T any](b *bytes.Buffer, field string, items []T, write func(T)) 
 }
 
 // separator is what stands before the item i of an array on one line.
-func separator(i int) string {
+func listSeparator(i int) string {
 	if i == 0 {
 		return ""
 	}

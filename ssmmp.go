@@ -52,6 +52,8 @@ const (
 	StatusLineTooLong     Status = 413 // a line longer than MaxLine
 	StatusTooMany         Status = 429 // more requests than the receiver takes
 
+	StatusCanceled Status = 499 // a dial was given up by who asked for it
+
 	StatusFailed      Status = 500 // failed; health: no answer in time
 	StatusUnreachable Status = 502 // the destination could not be dialled
 	StatusUnavailable Status = 503 // no resources, or the Manager is away
@@ -85,6 +87,7 @@ var statusText = map[Status]string{
 	StatusGone:            "instance ended",
 	StatusLineTooLong:     "line too long",
 	StatusTooMany:         "too many requests",
+	StatusCanceled:        "given up",
 	StatusFailed:          "error",
 	StatusUnreachable:     "destination unreachable",
 	StatusUnavailable:     "unavailable",

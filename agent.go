@@ -1,0 +1,441 @@
+package ssmmp
+
+import (
+	"cmp"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+)
+
+// An AgentConfig configures an agent. A field's zero value means its default;
+// Manager and Address have none.
+type AgentConfig struct {
+	// Manager is where the Manager listens, "host:port".
+	Manager string
+	// Address is the network address of this node, by which the Manager and
+	// the instances of other nodes know it.
+	Address netip.Addr
+	// Listen is where the agent listens for the instances of its node,
+	// "host:port"; "localhost:55556" by default.
+	Listen string
+	// Repository holds the services that this agent can execute.
+	Repository []RepositoryEntry
+	// Transport carries all connections; TCP from Address by default.
+	Transport Transport
+	// Logger receives what happens; nothing is logged by default.
+	Logger hclog.Logger
+
+	// StartTimeout is how long an instance may take to be ready; 30 s by
+	// default. After that it is killed.
+	StartTimeout time.Duration
+	// DrainTimeout is how long instances may take to exit when the agent
+	// itself stops; 10 s by default.
+	DrainTimeout time.Duration
+	// RequestTimeout is how long any other exchange may take; 5 s by default.
+	RequestTimeout time.Duration
+	// BackOffFrom and BackOffTo bound the wait between two attempts to reach
+	// the Manager, which doubles and has jitter; 100 ms and 10 s by default.
+	BackOffFrom, BackOffTo time.Duration
+}
+
+// Validate reports every fault of the configuration at once.
+func (c *AgentConfig) Validate() error {
+	var faults []error
+	fault := func(field string, value any, why string) {
+		faults = append(faults, fmt.Errorf("ssmmp: AgentConfig.%s: %v: %s", field, value, why))
+	}
+	if _, _, err := net.SplitHostPort(c.Manager); err != nil {
+		fault("Manager", strconv.Quote(c.Manager), "not host:port")
+	}
+	if !c.Address.IsValid() || c.Address.IsUnspecified() || c.Address.Zone() != "" {
+		fault("Address", c.Address, "not the address of a node")
+	}
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			fault("Listen", strconv.Quote(c.Listen), "not host:port")
+		}
+	}
+	names := map[string]bool{}
+	for i, e := range c.Repository {
+		field := fmt.Sprintf("Repository[%d]", i)
+		switch {
+		case !ValidName(e.Service):
+			fault(field+".Service", strconv.Quote(e.Service), "not a name")
+		case names[e.Service]:
+			fault(field+".Service", e.Service, "another entry has this name")
+		}
+		names[e.Service] = true
+		if e.Launcher == nil {
+			fault(field+".Launcher", "nil", "nothing says how to execute it")
+		}
+	}
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{{"StartTimeout", c.StartTimeout}, {"DrainTimeout", c.DrainTimeout}, {"RequestTimeout", c.RequestTimeout}, {"BackOffFrom", c.BackOffFrom}, {"BackOffTo", c.BackOffTo}} {
+		if d.value < 0 {
+			fault(d.field, d.value, "negative")
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func (c AgentConfig) withDefaults() AgentConfig {
+	c.Repository = append([]RepositoryEntry(nil), c.Repository...)
+	c.Address = c.Address.Unmap()
+	c.Listen = cmp.Or(c.Listen, net.JoinHostPort("localhost", strconv.Itoa(AgentPort)))
+	if c.Transport == nil {
+		c.Transport = TCP{LocalAddr: c.Address}
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	c.StartTimeout = cmp.Or(c.StartTimeout, defaultStartTimeout)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, defaultDrainTimeout)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, defaultRequestTimeout)
+	c.BackOffFrom = cmp.Or(c.BackOffFrom, 100*time.Millisecond)
+	c.BackOffTo = cmp.Or(c.BackOffTo, 10*time.Second)
+	return c
+}
+
+// An Agent executes and kills service instances on its node as its Manager
+// asks, and relays between the two (PROTOCOL section 1).
+type Agent struct {
+	cfg      AgentConfig
+	log      hclog.Logger
+	identity string // tells this agent from another that claims its address
+	started  time.Time
+
+	mu        sync.Mutex // guards what follows; held during a step, never across I/O
+	core      *agentCore
+	links     map[connID]*link
+	lastConn  connID
+	processes map[InstanceID]*agentProcess
+	timer     *time.Timer
+	running   bool
+	listen    string // where instances find the agent
+
+	empty chan struct{} // closed when, after a stop, nothing runs any more
+	done  chan struct{} // closed when Run ends
+	wg    sync.WaitGroup
+}
+
+// An agentProcess is an instance as the agent's runtime holds it.
+type agentProcess struct {
+	secret   string
+	launched chan struct{} // closed when process is set, or the launch failed
+	process  Process       // nil when the launch failed
+}
+
+// NewAgent returns an agent that Run will run.
+func NewAgent(cfg AgentConfig) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, identity: uuid.NewString(), started: time.Now(),
+		links: map[connID]*link{}, processes: map[InstanceID]*agentProcess{},
+		empty: make(chan struct{}), done: make(chan struct{}),
+	}
+	a.core = newAgentCore(cfg, a.identity)
+	return a, nil
+}
+
+// Run listens for the instances of this node and serves the Manager until ctx
+// ends, trying again and again to reach it while it is away. Then it shuts its
+// instances down, gracefully for the DrainTimeout, kills those that are left,
+// and returns nil. It returns an error at once when it cannot listen. An agent
+// runs once.
+func (a *Agent) Run(ctx context.Context) error {
+	a.mu.Lock()
+	if a.running {
+		a.mu.Unlock()
+		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, ErrClosed)
+	}
+	a.running = true
+	a.timer = time.AfterFunc(time.Hour, func() { a.step(agentInput{Kind: agentTime}) })
+	a.mu.Unlock()
+
+	ln, err := a.cfg.Transport.Listen(ctx, a.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, err)
+	}
+	a.mu.Lock()
+	a.listen = ln.Addr().String()
+	a.mu.Unlock()
+	a.log.Info("serving instances", "address", a.listen)
+	a.wg.Go(func() {
+		if err := serve(ln, a.done, &a.wg, a.log, a.instanceConn); !errors.Is(err, ErrClosed) {
+			a.log.Error("serving instances ended", "error", err)
+		}
+	})
+
+	// The connection to the Manager outlives ctx, so that it hears how the
+	// instances ended.
+	manager, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	a.wg.Go(func() { a.reachManager(manager) })
+
+	<-ctx.Done()
+	a.step(agentInput{Kind: agentStop})
+	<-a.empty
+
+	hangUp()
+	a.mu.Lock()
+	a.timer.Stop()
+	close(a.done)
+	for _, l := range a.links {
+		l.close()
+	}
+	a.mu.Unlock()
+	a.wg.Wait()
+	return nil
+}
+
+// reachManager keeps a connection to the Manager.
+func (a *Agent) reachManager(ctx context.Context) {
+	wait := a.cfg.BackOffFrom
+	for ctx.Err() == nil {
+		dialCtx, cancel := context.WithTimeout(ctx, a.cfg.RequestTimeout)
+		conn, err := a.cfg.Transport.Dial(dialCtx, a.cfg.Manager)
+		cancel()
+		if err != nil {
+			a.log.Warn("cannot reach the Manager", "address", a.cfg.Manager, "error", err, "again in", wait)
+		} else if a.managerConn(conn) {
+			wait = a.cfg.BackOffFrom
+		}
+		// Full jitter: agents that lost their Manager together come back apart.
+		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		}
+		wait = min(2*wait, a.cfg.BackOffTo)
+	}
+}
+
+// managerConn serves one connection to the Manager and tells whether the
+// Manager registered this agent on it.
+func (a *Agent) managerConn(conn net.Conn) bool {
+	l := a.open(conn)
+	a.step(agentInput{Kind: agentManagerUp, Conn: l.id})
+	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
+	registered := false
+	err := l.read(func(m Message) {
+		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m})
+		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
+			registered = true
+		}
+	}, a.badLine(a.log))
+	a.step(agentInput{Kind: agentLost, Conn: l.id})
+	a.close(l)
+	a.log.Warn("connection to the Manager ended", "error", err)
+	return registered
+}
+
+// instanceConn serves one connection of an instance.
+func (a *Agent) instanceConn(conn net.Conn) {
+	l := a.open(conn)
+	log := a.log.With("peer", conn.RemoteAddr().String())
+	err := l.read(func(m Message) {
+		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m)})
+	}, a.badLine(log))
+	a.step(agentInput{Kind: agentLost, Conn: l.id})
+	a.close(l)
+	log.Debug("connection of an instance ended", "error", err)
+}
+
+// badLine returns what a link does with a line that is no message.
+func (a *Agent) badLine(log hclog.Logger) func(*ProtocolError) {
+	bad := 0
+	return func(p *ProtocolError) {
+		if bad++; bad <= badLinesLogged {
+			log.Warn("bad line dropped", "error", p)
+		}
+		a.mu.Lock()
+		a.core.dropped++
+		a.mu.Unlock()
+	}
+}
+
+func (a *Agent) open(conn net.Conn) *link {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lastConn++
+	l := newLink(a.lastConn, conn)
+	select {
+	case <-a.done:
+		l.close()
+	default:
+		a.links[l.id] = l
+	}
+	return l
+}
+
+func (a *Agent) close(l *link) {
+	l.wait()
+	a.mu.Lock()
+	delete(a.links, l.id)
+	a.mu.Unlock()
+}
+
+// prove finds out who sent the first message of a connection: by the secret
+// that only the instance was given, or else by asking the kernel which process
+// holds the other end.
+func (a *Agent) prove(l *link, m Message) proof {
+	a.mu.Lock()
+	id, open := a.core.claim(l.id, m)
+	p := a.processes[id]
+	a.mu.Unlock()
+	if !open || p == nil {
+		return proofNone
+	}
+	if secret := m.Head().Extension(extSecret); secret != "" {
+		if subtle.ConstantTimeCompare([]byte(secret), []byte(p.secret)) == 1 {
+			return proofGood
+		}
+		return proofFailed
+	}
+	<-p.launched
+	if p.process == nil {
+		return proofFailed
+	}
+	switch owns, known := p.process.Owns(l.conn); {
+	case !known:
+		return proofNone
+	case owns:
+		return proofGood
+	}
+	return proofFailed
+}
+
+// step has the core take one input and carries out what it decides.
+func (a *Agent) step(in agentInput) {
+	a.mu.Lock()
+	in.Now = time.Since(a.started)
+	var warnings []agentOutput
+	for _, o := range a.core.Step(in) {
+		switch o.Kind {
+		case agentSend:
+			if l := a.links[o.Conn]; l != nil {
+				if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+					warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+				}
+			}
+		case agentClose:
+			if l := a.links[o.Conn]; l != nil {
+				l.close()
+			}
+		case agentLaunch:
+			a.launch(o)
+		case agentProbe:
+			id, sockets := o.Instance, a.core.instances[o.Instance].sockets
+			a.wg.Go(func() { a.probe(id, sockets) })
+		case agentKill:
+			if p := a.processes[o.Instance]; p != nil {
+				a.wg.Go(func() { a.kill(o.Instance, p) })
+			}
+		case agentEmpty:
+			close(a.empty)
+		case agentWarn, agentRefused:
+			warnings = append(warnings, o)
+		}
+	}
+	if at, ok := a.core.NextDeadline(); ok {
+		a.timer.Reset(max(0, at-in.Now))
+	}
+	a.mu.Unlock()
+	for _, w := range warnings {
+		if w.Kind == agentRefused {
+			a.log.Error("the Manager refused this agent", "status", w.Status.String())
+		} else {
+			a.log.Warn(w.Text)
+		}
+	}
+}
+
+// launch executes an instance and follows it to its end. a.mu is held.
+func (a *Agent) launch(o agentOutput) {
+	p := &agentProcess{secret: uuid.NewString(), launched: make(chan struct{})}
+	a.processes[o.Instance] = p
+	o.Launch.Agent, o.Launch.Secret = a.listen, p.secret
+	a.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), a.cfg.StartTimeout)
+		defer cancel()
+		process, err := o.Entry.Launcher.Launch(ctx, o.Launch)
+		if err == nil {
+			p.process = process
+			a.log.Info("executed", "service", o.Launch.Service, "instance", o.Instance, "pid", process.PID())
+		}
+		close(p.launched)
+		a.step(agentInput{Kind: agentStarted, Instance: o.Instance, Err: err})
+		if err == nil {
+			exit := process.Wait()
+			a.log.Info("ended", "service", o.Launch.Service, "instance", o.Instance, "exit", exit.String(), "reason", exit.Reason)
+			a.step(agentInput{Kind: agentExited, Instance: o.Instance, Exit: exit})
+		}
+		a.mu.Lock()
+		delete(a.processes, o.Instance)
+		a.mu.Unlock()
+	})
+}
+
+func (a *Agent) kill(id InstanceID, p *agentProcess) {
+	<-p.launched
+	if p.process == nil {
+		return
+	}
+	if err := p.process.Kill(); err != nil {
+		a.log.Error("cannot kill", "instance", id, "error", err)
+	}
+}
+
+// probe waits until all ports of an instance listen: so is one found ready
+// that does not speak SSMMP. It gives up when the instance is ready by its own
+// word, or gone.
+func (a *Agent) probe(id InstanceID, sockets []SocketPort) {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		select {
+		case <-time.After(wait):
+		case <-a.done:
+			return
+		}
+		a.mu.Lock()
+		i := a.core.instances[id]
+		waiting := i != nil && !i.ready && !i.startLate
+		a.mu.Unlock()
+		if !waiting {
+			return
+		}
+		if a.listening(sockets) {
+			a.step(agentInput{Kind: agentPortsListen, Instance: id})
+			return
+		}
+	}
+}
+
+func (a *Agent) listening(sockets []SocketPort) bool {
+	for _, s := range sockets {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		conn, err := a.cfg.Transport.Dial(ctx, netip.AddrPortFrom(a.cfg.Address, s.Port).String())
+		cancel()
+		if err != nil {
+			return false
+		}
+		conn.Close()
+	}
+	return true
+}

@@ -1,0 +1,608 @@
+package ssmmp
+
+import (
+	"cmp"
+	"container/heap"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The agent's core: what an agent decides, without goroutine, clock, I/O, log
+// or randomness. It relays between the Manager and the instances of its node,
+// changing only sub_type, and it executes and kills.
+
+type agentInputKind uint8
+
+const (
+	agentTime        agentInputKind = iota // nothing but the time
+	agentManagerUp                         // Conn to the Manager opened
+	agentMessage                           // Msg arrived on Conn
+	agentLost                              // Conn ended
+	agentStarted                           // Instance was launched, or not: Err
+	agentPortsListen                       // all configured ports of Instance listen
+	agentExited                            // all of Instance has ended, as Exit says
+	agentStop                              // shut all instances down
+)
+
+type agentInput struct {
+	Now      time.Duration // since the agent's start, monotonic
+	Kind     agentInputKind
+	Conn     connID
+	Msg      Message // borrowed: valid during the Step only
+	Proof    proof   // of who sent Msg
+	Instance InstanceID
+	Err      error
+	Exit     Exit
+}
+
+// A proof says what is known of a claim to be an instance (PROTOCOL section 3,
+// Hello).
+type proof uint8
+
+const (
+	proofNone   proof = iota // it cannot be found out here
+	proofGood                // the instance's secret, or its process, holds the connection
+	proofFailed              // another process holds it, or the secret is wrong
+)
+
+type agentOutputKind uint8
+
+const (
+	agentSend    agentOutputKind = iota // Msg to Conn
+	agentClose                          // Conn, once what was sent is written
+	agentLaunch                         // Launch with Entry
+	agentProbe                          // tell when the ports of Instance listen
+	agentKill                           // Instance with all its children
+	agentWarn                           // Text is for the log: a peer broke the protocol
+	agentRefused                        // the Manager refused the registration with Status
+	agentEmpty                          // after agentStop: nothing runs any more
+)
+
+type agentOutput struct {
+	Kind     agentOutputKind
+	Conn     connID
+	Msg      Message
+	Launch   Launch
+	Entry    *RepositoryEntry
+	Instance InstanceID
+	Text     string
+	Status   Status
+}
+
+const (
+	// ownIDs is where an agent's own message ids begin, so that a response
+	// can be told from one to the Manager.
+	ownIDs = 1 << 62
+	// maxQueued bounds the reports kept while the Manager is away.
+	maxQueued = 1 << 14
+	// maxInFlight bounds the session requests of one instance under way.
+	maxInFlight = 1 << 12
+	// endedKept is how many ended instances are remembered.
+	endedKept = 1 << 14
+)
+
+type agentCore struct {
+	cfg AgentConfig
+	now time.Duration
+	out []agentOutput
+
+	repository map[string]*RepositoryEntry
+	identity   string
+
+	manager    connID
+	registered bool
+	registerID int64
+	queue      []Message // reports for the Manager, while it is away
+
+	conns     map[connID]*agentInstance // of instances; nil until bound
+	instances map[InstanceID]*agentInstance
+	ended     map[InstanceID]bool
+	endedList []InstanceID // oldest first, for forgetting
+
+	relayed map[int64]relayedRequest // requests of the Manager, by message id
+	lastOwn int64
+	stop    bool
+
+	timers   timerHeap
+	timerSeq uint64
+	dropped  uint64
+}
+
+// A relayedRequest is a request that an instance has to answer: only that
+// instance, only with that type.
+type relayedRequest struct {
+	to   InstanceID
+	want Type
+}
+
+// An agentInstance is an instance that this agent executes.
+type agentInstance struct {
+	id      InstanceID
+	service string
+	plugs   []PlugTarget
+	sockets []SocketPort
+	entry   *RepositoryEntry
+
+	execID    int64 // message id of the execution_request to answer; 0 when answered
+	ready     bool
+	hardIDs   []int64 // message ids of the hard_shutdown_requests to answer
+	announced bool    // it said itself that it terminates
+	killed    bool
+
+	conn      connID
+	wasBound  bool          // it spoke at least once
+	inFlight  map[int64]int // session requests under way: message id to plug
+	startLate bool          // killed since it was not ready in time
+}
+
+func newAgentCore(cfg AgentConfig, identity string) *agentCore {
+	c := &agentCore{
+		cfg: cfg, identity: identity,
+		repository: map[string]*RepositoryEntry{},
+		conns:      map[connID]*agentInstance{},
+		instances:  map[InstanceID]*agentInstance{},
+		ended:      map[InstanceID]bool{},
+		relayed:    map[int64]relayedRequest{},
+		lastOwn:    ownIDs,
+	}
+	for i := range cfg.Repository {
+		c.repository[cfg.Repository[i].Service] = &cfg.Repository[i]
+	}
+	return c
+}
+
+// Step takes one input. What it returns is valid until the next Step.
+func (c *agentCore) Step(in agentInput) []agentOutput {
+	clear(c.out)
+	c.out = c.out[:0]
+	c.now = max(c.now, in.Now)
+	for len(c.timers) > 0 && c.timers[0].at <= c.now {
+		heap.Pop(&c.timers).(timer).f()
+	}
+	switch in.Kind {
+	case agentManagerUp:
+		c.register(in.Conn)
+	case agentMessage:
+		if in.Conn == c.manager {
+			c.fromManager(in.Msg)
+		} else {
+			c.fromInstance(in.Conn, in.Msg, in.Proof)
+		}
+	case agentLost:
+		c.connLost(in.Conn)
+	case agentStarted:
+		c.started(in.Instance, in.Err)
+	case agentPortsListen:
+		if i := c.instances[in.Instance]; i != nil {
+			c.becomeReady(i)
+		}
+	case agentExited:
+		c.exited(in.Instance, in.Exit)
+	case agentStop:
+		c.stopAll()
+	}
+	return c.out
+}
+
+// NextDeadline returns when the core wants to be stepped at the latest, and
+// false when it waits for nothing.
+func (c *agentCore) NextDeadline() (time.Duration, bool) {
+	if len(c.timers) == 0 {
+		return 0, false
+	}
+	return c.timers[0].at, true
+}
+
+func (c *agentCore) after(d time.Duration, f func()) {
+	c.timerSeq++
+	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
+}
+
+func (c *agentCore) send(conn connID, m Message) {
+	c.out = append(c.out, agentOutput{Kind: agentSend, Conn: conn, Msg: m})
+}
+
+func (c *agentCore) warn(conn connID, text string) {
+	c.dropped++
+	c.out = append(c.out, agentOutput{Kind: agentWarn, Conn: conn, Text: text})
+}
+
+func (c *agentCore) ownID() int64 {
+	c.lastOwn++
+	return c.lastOwn
+}
+
+// register introduces the agent to the Manager, with what it can execute and
+// what it runs.
+func (c *agentCore) register(conn connID) {
+	c.manager, c.registered, c.registerID = conn, false, c.ownID()
+	var names []string
+	for i := range c.cfg.Repository {
+		names = append(names, c.cfg.Repository[i].Service)
+	}
+	m := &InitiationRequest{Header: Header{MessageID: c.registerID}, AgentNetworkAddress: c.cfg.Address, ServiceRepository: names}
+	m.Extensions = append(m.Extensions, Extension{extAgent, c.identity})
+	var list []runningInstance
+	for _, i := range c.instances {
+		list = append(list, runningInstance{i.id, i.service})
+	}
+	if len(list) > 0 {
+		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
+	}
+	c.send(conn, m)
+}
+
+// toManager sends a report, or keeps it until the Manager is back.
+func (c *agentCore) toManager(m Message) {
+	switch {
+	case c.registered:
+		c.send(c.manager, m)
+	case len(c.queue) < maxQueued:
+		c.queue = append(c.queue, Clone(m))
+	default:
+		c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+	}
+}
+
+// fromManager handles a message of the Manager.
+func (c *agentCore) fromManager(m Message) {
+	if err := CheckHop(m, ActorManager, ActorAgent); err != nil {
+		c.warn(c.manager, err.Error())
+		return
+	}
+	if r, ok := m.(*InitiationResponse); ok {
+		c.registrationAnswered(r)
+		return
+	}
+	if !c.registered {
+		c.warn(c.manager, m.Type().String()+" before initiation_response")
+		return
+	}
+	switch m := m.(type) {
+	case *ExecutionRequest:
+		c.execute(m)
+	case *SessionResponse:
+		i := c.instances[m.SourceServiceInstanceID]
+		if i == nil {
+			c.dropped++
+			return
+		}
+		if _, asked := i.inFlight[m.MessageID]; !asked || i.conn == 0 {
+			c.dropped++
+			return
+		}
+		delete(i.inFlight, m.MessageID)
+		m.SubType = AgentToService
+		c.send(i.conn, m)
+	case *SourceSessionCloseRequest:
+		c.relayRequest(m.SourceServiceInstanceID, m, AgentToSourceService, TypeSourceSessionCloseResponse)
+	case *DestSessionCloseRequest:
+		c.relayRequest(m.DestServiceInstanceID, m, AgentToDestService, TypeDestSessionCloseResponse)
+	case *GracefulShutdownRequest:
+		c.relayRequest(m.ServiceInstanceID, m, AgentToServiceInstance, TypeGracefulShutdownResponse)
+	case *InstanceHealthRequest:
+		c.relayRequest(m.ServiceInstanceID, m, AgentToServiceInstance, TypeInstanceHealthResponse)
+	case *HardShutdownRequest:
+		c.hardShutdown(m)
+	case *AgentHealthRequest:
+		c.send(c.manager, &AgentHealthResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
+			AgentNetworkAddress: c.cfg.Address, Status: StatusOK})
+	}
+}
+
+func (c *agentCore) registrationAnswered(m *InitiationResponse) {
+	switch {
+	case m.MessageID != c.registerID || c.registered:
+		c.dropped++
+	case m.Status.Success():
+		c.registered = true
+		for _, q := range c.queue {
+			c.send(c.manager, q)
+		}
+		c.queue = nil
+	default:
+		c.out = append(c.out, agentOutput{Kind: agentRefused, Conn: c.manager, Status: m.Status},
+			agentOutput{Kind: agentClose, Conn: c.manager})
+	}
+}
+
+// relayRequest passes a request of the Manager on to an instance, or answers
+// for one that cannot.
+func (c *agentCore) relayRequest(id InstanceID, m Message, sub SubType, want Type) {
+	messageID := m.Head().MessageID
+	i := c.instances[id]
+	switch {
+	case i == nil:
+		c.answerFor(id, want, messageID, StatusGone)
+	case i.conn == 0 && want == TypeInstanceHealthResponse && !i.wasBound:
+		// A program that knows nothing of SSMMP: it runs, and that is all
+		// that can be said.
+		c.answerFor(id, want, messageID, StatusOK)
+	case i.conn == 0:
+		c.answerFor(id, want, messageID, StatusUnavailable)
+	default:
+		c.relayed[messageID] = relayedRequest{id, want}
+		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() { delete(c.relayed, messageID) })
+		m.Head().SubType = sub
+		c.send(i.conn, m)
+	}
+}
+
+// answerFor answers a request of the Manager in the place of an instance.
+func (c *agentCore) answerFor(id InstanceID, want Type, messageID int64, status Status) {
+	h := Header{MessageID: messageID, SubType: AgentToManager}
+	switch want {
+	case TypeSourceSessionCloseResponse:
+		c.send(c.manager, &SourceSessionCloseResponse{Header: h, Status: status})
+	case TypeDestSessionCloseResponse:
+		c.send(c.manager, &DestSessionCloseResponse{Header: h, Status: status})
+	case TypeGracefulShutdownResponse:
+		c.send(c.manager, &GracefulShutdownResponse{Header: h, Status: status})
+	case TypeInstanceHealthResponse:
+		c.send(c.manager, &InstanceHealthResponse{Header: h, ServiceInstanceID: id, Status: status})
+	}
+}
+
+// execute starts an instance (PROTOCOL section 3, Execution). The same request
+// again gets the same answer and starts nothing.
+func (c *agentCore) execute(m *ExecutionRequest) {
+	answer := func(s Status) {
+		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
+	}
+	if i := c.instances[m.ServiceInstanceID]; i != nil {
+		if i.ready {
+			answer(StatusOK)
+		} else {
+			i.execID = m.MessageID
+		}
+		return
+	}
+	entry := c.repository[m.ServiceName]
+	switch {
+	case c.ended[m.ServiceInstanceID]:
+		answer(StatusGone)
+		return
+	case m.AgentNetworkAddress != c.cfg.Address:
+		answer(StatusBadMessage)
+		return
+	case entry == nil:
+		answer(StatusNotFound)
+		return
+	case c.stop:
+		answer(StatusUnavailable)
+		return
+	}
+	own := Clone(m).(*ExecutionRequest)
+	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
+		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
+	c.instances[i.id] = i
+	c.out = append(c.out, agentOutput{Kind: agentLaunch, Instance: i.id, Entry: entry, Launch: Launch{
+		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
+	c.after(c.cfg.StartTimeout, func() {
+		if c.instances[i.id] == i && !i.ready {
+			i.startLate = true
+			c.answerExecution(i, StatusTimeout)
+			c.kill(i)
+		}
+	})
+}
+
+func (c *agentCore) answerExecution(i *agentInstance, s Status) {
+	if i.execID != 0 {
+		c.toManager(&ExecutionResponse{Header: Header{MessageID: i.execID}, Status: s})
+		i.execID = 0
+	}
+}
+
+func (c *agentCore) started(id InstanceID, err error) {
+	i := c.instances[id]
+	switch {
+	case i == nil:
+	case err != nil:
+		c.warn(0, "cannot execute "+i.service+": "+err.Error())
+		c.answerExecution(i, StatusUnavailable)
+		c.forget(i, Exit{Code: -1, Reason: err.Error()})
+	case i.entry.ReadyWhenStarted:
+		c.becomeReady(i)
+	case len(i.sockets) > 0:
+		c.out = append(c.out, agentOutput{Kind: agentProbe, Instance: id})
+	}
+	if i != nil && err == nil && i.killed {
+		c.out = append(c.out, agentOutput{Kind: agentKill, Instance: id}) // asked for while it was being launched
+	}
+}
+
+func (c *agentCore) becomeReady(i *agentInstance) {
+	if !i.ready && !i.startLate {
+		i.ready = true
+		c.answerExecution(i, StatusOK)
+	}
+}
+
+func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
+	i := c.instances[m.ServiceInstanceID]
+	if i == nil {
+		// Nothing of it runs, whether it ever did here or not.
+		c.send(c.manager, &HardShutdownResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
+			ServiceInstanceID: m.ServiceInstanceID, Status: StatusOK})
+		return
+	}
+	if !slices.Contains(i.hardIDs, m.MessageID) {
+		i.hardIDs = append(i.hardIDs, m.MessageID)
+	}
+	c.kill(i)
+}
+
+func (c *agentCore) kill(i *agentInstance) {
+	i.killed = true
+	c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+}
+
+// exited handles the end of an instance and all its children.
+func (c *agentCore) exited(id InstanceID, exit Exit) {
+	i := c.instances[id]
+	if i == nil {
+		return
+	}
+	c.answerExecution(i, StatusFailed)
+	c.forget(i, exit)
+}
+
+// forget takes an instance that runs no more out of the state and reports it,
+// unless an answer or its own report said so.
+func (c *agentCore) forget(i *agentInstance, exit Exit) {
+	delete(c.instances, i.id)
+	if i.conn != 0 {
+		c.conns[i.conn] = nil
+		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+	}
+	c.ended[i.id] = true
+	c.endedList = append(c.endedList, i.id)
+	if len(c.endedList) > endedKept {
+		delete(c.ended, c.endedList[0])
+		c.endedList = c.endedList[1:]
+	}
+	for _, id := range i.hardIDs {
+		c.toManager(&HardShutdownResponse{Header: Header{MessageID: id, SubType: AgentToManager}, ServiceInstanceID: i.id, Status: StatusOK})
+	}
+	if i.ready && !i.announced && len(i.hardIDs) == 0 {
+		c.toManager(&TerminationInfo{
+			Header:      Header{MessageID: c.ownID(), SubType: AgentToManager, Extensions: []Extension{{extExit, exit.String()}}},
+			ServiceName: i.service, ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: c.cfg.Address,
+		})
+	}
+	if c.stop && len(c.instances) == 0 {
+		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+	}
+}
+
+// connLost handles the end of a connection, to the Manager or of an instance.
+func (c *agentCore) connLost(conn connID) {
+	if conn == c.manager {
+		c.manager, c.registered = 0, false
+		for _, i := range c.inOrder() {
+			c.failInFlight(i)
+		}
+		return
+	}
+	if i := c.conns[conn]; i != nil && i.conn == conn {
+		i.conn = 0
+		clear(i.inFlight)
+	}
+	delete(c.conns, conn)
+}
+
+// failInFlight answers the session requests that the Manager will not answer
+// any more.
+func (c *agentCore) failInFlight(i *agentInstance) {
+	ids := make([]int64, 0, len(i.inFlight))
+	for id := range i.inFlight {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		c.answerSession(i, id, i.plugs[i.inFlight[id]], StatusUnavailable, reasonManagerAway)
+	}
+	clear(i.inFlight)
+}
+
+// reasonManagerAway is how an instance tells that its dial failed for want of
+// a Manager.
+const reasonManagerAway = "the Manager is away"
+
+func (c *agentCore) answerSession(i *agentInstance, messageID int64, p PlugTarget, status Status, reason string) {
+	h := Header{MessageID: messageID, SubType: AgentToService}
+	if reason != "" {
+		h.Extensions = []Extension{{extReason, reason}}
+	}
+	c.send(i.conn, &SessionResponse{Header: h, SourceServiceName: i.service, SourceServiceInstanceID: i.id,
+		DestServiceName: p.Service, DestSocketName: p.Socket, Status: status})
+}
+
+func (c *agentCore) inOrder() []*agentInstance {
+	var all []*agentInstance
+	for _, i := range c.instances {
+		all = append(all, i)
+	}
+	slices.SortFunc(all, func(a, b *agentInstance) int { return cmp.Compare(a.id, b.id) })
+	return all
+}
+
+// stopAll shuts all instances down: gracefully, and at the deadline hard.
+func (c *agentCore) stopAll() {
+	if c.stop {
+		return
+	}
+	c.stop = true
+	if len(c.instances) == 0 {
+		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+		return
+	}
+	for _, i := range c.inOrder() {
+		if i.conn == 0 {
+			c.kill(i)
+			continue
+		}
+		id := c.ownID()
+		c.relayed[id] = relayedRequest{i.id, TypeGracefulShutdownResponse}
+		c.send(i.conn, &GracefulShutdownRequest{Header: Header{MessageID: id, SubType: AgentToServiceInstance}, ServiceName: i.service, ServiceInstanceID: i.id})
+	}
+	c.after(c.cfg.DrainTimeout, func() {
+		for _, i := range c.inOrder() {
+			c.kill(i)
+		}
+	})
+}
+
+// claim returns the instance that a message says it comes from, and whether
+// the connection has still to prove that.
+func (c *agentCore) claim(conn connID, m Message) (InstanceID, bool) {
+	if i := c.conns[conn]; i != nil {
+		return i.id, false
+	}
+	id := senderOf(m)
+	return id, c.instances[id] != nil
+}
+
+// senderOf returns the instance that a message of an instance names as its
+// sender, 0 if its type names none.
+func senderOf(m Message) InstanceID {
+	switch m := m.(type) {
+	case *SessionRequest:
+		return m.SourceServiceInstanceID
+	case *SessionAck:
+		return m.SourceServiceInstanceID
+	case *SourceSessionCloseInfo:
+		return m.SourceServiceInstanceID
+	case *DestSessionCloseInfo:
+		return m.DestServiceInstanceID
+	case *TerminationInfo:
+		return m.ServiceInstanceID
+	case *InstanceHealthResponse:
+		return m.ServiceInstanceID
+	}
+	return 0
+}
+
+// addressOf returns the network address that an instance's message gives for
+// its sender, the zero Addr if its type gives none.
+func addressOf(m Message) netip.Addr {
+	switch m := m.(type) {
+	case *SessionRequest:
+		return m.SourceServiceInstanceNetworkAddress
+	case *SourceSessionCloseInfo:
+		return m.SourceServiceInstanceNetworkAddress
+	case *DestSessionCloseInfo:
+		return m.DestServiceInstanceNetworkAddress
+	case *TerminationInfo:
+		return m.ServiceInstanceNetworkAddress
+	}
+	return netip.Addr{}
+}
+
+// stripSecret takes the proof out of a message before it is relayed.
+func stripSecret(h *Header) {
+	h.Extensions = slices.DeleteFunc(h.Extensions, func(x Extension) bool { return strings.EqualFold(x.Name, extSecret) })
+}

@@ -1,0 +1,105 @@
+package ssmmp
+
+import (
+	"context"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// A history keeps the newest events in memory, for whoever follows them.
+type history struct {
+	mu    sync.Mutex
+	ring  []Event
+	limit int
+	seq   uint64        // of the newest event
+	more  chan struct{} // closed when an event is appended, then replaced
+	await bool          // somebody waits on more
+}
+
+func newHistory(limit int) *history { return &history{limit: limit, more: make(chan struct{})} }
+
+// append gives events their sequence numbers and the wall clock's time, keeps
+// them, and returns a copy of those that log wants.
+func (h *history) append(events []Event, log hclog.Logger) []Event {
+	if len(events) == 0 {
+		return nil
+	}
+	now := time.Now()
+	debug, info := log.IsDebug(), log.IsWarn()
+	var logged []Event
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, ev := range events {
+		h.seq++
+		ev.Seq, ev.Time = h.seq, now
+		if len(h.ring) < h.limit {
+			h.ring = append(h.ring, ev)
+		} else {
+			h.ring[(h.seq-1)%uint64(h.limit)] = ev
+		}
+		if debug || info && ev.Kind != EventSessionOffered && ev.Kind != EventSessionOpened && ev.Kind != EventSessionClosed {
+			logged = append(logged, ev)
+		}
+	}
+	if h.await {
+		close(h.more)
+		h.more, h.await = make(chan struct{}), false
+	}
+	return logged
+}
+
+func (h *history) last() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.seq
+}
+
+// next appends to buf the kept events after a sequence number, up to a batch.
+// Without any it returns a channel that is closed when there are.
+func (h *history) next(buf []Event, after uint64) ([]Event, <-chan struct{}) {
+	const batch = 256
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if kept := uint64(len(h.ring)); h.seq-kept > after {
+		after = h.seq - kept
+	}
+	for ; after < h.seq && len(buf) < batch; after++ {
+		buf = append(buf, h.ring[after%uint64(h.limit)])
+	}
+	if len(buf) > 0 {
+		return buf, nil
+	}
+	h.await = true
+	return nil, h.more
+}
+
+func (h *history) follow(ctx context.Context, done <-chan struct{}, after uint64) iter.Seq[Event] {
+	return func(yield func(Event) bool) {
+		var buf []Event
+		for ctx.Err() == nil {
+			events, more := h.next(buf[:0], after)
+			if more != nil {
+				select {
+				case <-more:
+				case <-ctx.Done():
+					return
+				case <-done:
+					if h.last() == after {
+						return
+					}
+				}
+				continue
+			}
+			for _, ev := range events {
+				after = ev.Seq
+				if !yield(ev) {
+					return
+				}
+			}
+			buf = events
+		}
+	}
+}

@@ -1,0 +1,399 @@
+package ssmmp
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// The instance's core: what a service instance says to its agent and how it
+// answers, without goroutine, clock, I/O, log or randomness.
+
+type instanceInputKind uint8
+
+const (
+	instanceUp          instanceInputKind = iota // the connection to the agent opened
+	instanceDown                                 // and ended
+	instanceMessage                              // Msg arrived
+	instanceDial                                 // Call asks for a session over Plug
+	instanceDialed                               // the connection of Call stands, as Conn
+	instanceDialFailed                           // it does not: Status; or the caller gave up
+	instanceAccepted                             // Conn was accepted at Socket
+	instanceConnClosed                           // this end closed Conn, or found it broken: Status
+	instanceConnDropped                          // Conn was closed as the Manager wanted
+	instanceDrained                              // the instance finished its work
+	instanceTerminating                          // it ends by its own business logic
+	instanceHealth                               // its health is now Status
+)
+
+type instanceInput struct {
+	Kind   instanceInputKind
+	Msg    Message // borrowed: valid during the Step only
+	Call   callID
+	Conn   uint64 // the runtime's number for a session's connection
+	Plug   string
+	Socket string
+	Peer   netip.AddrPort // of Conn
+	Port   uint16         // this end's port of Conn
+	Status Status
+}
+
+type instanceOutputKind uint8
+
+const (
+	instanceSend    instanceOutputKind = iota // Msg to the agent
+	instanceConnect                           // Call shall dial Target
+	instanceRefuse                            // Call failed with Status and Text
+	instanceDrop                              // close Conn: the Manager wants it, as Text says
+	instanceDrain                             // finish what is under way
+	instanceWarn                              // Text is for the log
+)
+
+type instanceOutput struct {
+	Kind   instanceOutputKind
+	Msg    Message
+	Call   callID
+	Conn   uint64
+	Target netip.AddrPort
+	Status Status
+	Text   string
+}
+
+// maxReports bounds the reports kept while the agent is away.
+const maxReports = 1 << 14
+
+type instanceCore struct {
+	launch Launch
+	out    []instanceOutput
+
+	up      bool
+	health  Status
+	lastID  int64
+	reports []Message // for the agent, while it is away
+
+	dials   map[int64]*instanceDialing // by message id
+	byCall  map[callID]int64
+	conns   map[uint64]*sessionEnd
+	byPorts map[endKey]uint64 // of conns, to find what a close request names
+	drainID int64             // of the graceful_shutdown_request to answer
+	drain   bool
+	dropped uint64
+}
+
+// An instanceDialing is a session that is being set up from this end.
+type instanceDialing struct {
+	call    callID // 0 when the caller gave up
+	target  PlugTarget
+	granted bool
+	dest    InstanceID
+	addr    netip.AddrPort // of the granted socket
+}
+
+// An endKey names a connection as seen from this instance.
+type endKey struct {
+	source bool
+	port   uint16
+	peer   netip.AddrPort
+}
+
+// A sessionEnd is one end of an open session, as its instance knows it.
+type sessionEnd struct {
+	source   bool
+	target   PlugTarget // of the source's end; of the other only Socket
+	dest     InstanceID
+	peer     netip.AddrPort
+	port     uint16  // this end's
+	askedIDs []int64 // message ids of the close requests to answer
+}
+
+func newInstanceCore(l Launch) *instanceCore {
+	return &instanceCore{
+		launch: l, health: StatusOK,
+		dials:  map[int64]*instanceDialing{},
+		byCall: map[callID]int64{},
+		conns:  map[uint64]*sessionEnd{}, byPorts: map[endKey]uint64{},
+	}
+}
+
+// Step takes one input. What it returns is valid until the next Step.
+func (c *instanceCore) Step(in instanceInput) []instanceOutput {
+	clear(c.out)
+	c.out = c.out[:0]
+	switch in.Kind {
+	case instanceUp:
+		c.hello()
+	case instanceDown:
+		c.down()
+	case instanceMessage:
+		c.message(in.Msg)
+	case instanceDial:
+		c.dial(in.Call, in.Plug)
+	case instanceDialed:
+		c.dialed(in)
+	case instanceDialFailed:
+		c.dialFailed(in.Call, in.Status)
+	case instanceAccepted:
+		c.add(in.Conn, &sessionEnd{target: PlugTarget{Socket: in.Socket}, peer: in.Peer, port: in.Port})
+	case instanceConnClosed:
+		c.connClosed(in.Conn, in.Status)
+	case instanceConnDropped:
+		c.connDropped(in.Conn)
+	case instanceDrained:
+		if c.drainID != 0 {
+			c.report(&GracefulShutdownResponse{Header: Header{MessageID: c.drainID, SubType: ServiceInstanceToAgent}, Status: StatusOK})
+		}
+	case instanceTerminating:
+		c.drain = true
+		c.report(&TerminationInfo{Header: Header{MessageID: c.nextID(), SubType: ServiceInstanceToAgent},
+			ServiceName: c.launch.Service, ServiceInstanceID: c.launch.ID, ServiceInstanceNetworkAddress: c.launch.Address})
+	case instanceHealth:
+		c.health = in.Status
+	}
+	return c.out
+}
+
+func (c *instanceCore) nextID() int64 {
+	c.lastID++
+	return c.lastID
+}
+
+func (c *instanceCore) send(m Message) {
+	c.out = append(c.out, instanceOutput{Kind: instanceSend, Msg: m})
+}
+
+// report sends what the Manager has to learn, now or when the agent is back.
+func (c *instanceCore) report(m Message) {
+	switch {
+	case c.up:
+		c.send(m)
+	case len(c.reports) < maxReports:
+		c.reports = append(c.reports, m)
+	default:
+		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
+	}
+}
+
+func (c *instanceCore) warn(text string) {
+	c.dropped++
+	c.out = append(c.out, instanceOutput{Kind: instanceWarn, Text: text})
+}
+
+// hello tells a fresh connection who speaks (PROTOCOL section 3, Hello).
+func (c *instanceCore) hello() {
+	c.up = true
+	h := Header{MessageID: c.nextID(), SubType: ServiceInstanceToAgent}
+	if c.launch.Secret != "" {
+		h.Extensions = []Extension{{extSecret, c.launch.Secret}}
+	}
+	c.send(&InstanceHealthResponse{Header: h, ServiceInstanceID: c.launch.ID, Status: StatusOK})
+	for _, m := range c.reports {
+		c.send(m)
+	}
+	c.reports = nil
+}
+
+// down fails the dials that wait for an answer. Those that have theirs go on:
+// a session needs no agent.
+func (c *instanceCore) down() {
+	c.up = false
+	ids := make([]int64, 0, len(c.dials))
+	for id := range c.dials {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		if d := c.dials[id]; !d.granted {
+			c.refuse(id, d, StatusUnavailable, reasonManagerAway)
+		}
+	}
+}
+
+func (c *instanceCore) refuse(id int64, d *instanceDialing, status Status, why string) {
+	delete(c.dials, id)
+	delete(c.byCall, d.call)
+	if d.call != 0 {
+		c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: d.call, Status: status, Text: why})
+	}
+}
+
+// dial asks for a session along the edge of a plug (PROTOCOL section 3,
+// Session).
+func (c *instanceCore) dial(call callID, plug string) {
+	for _, t := range c.launch.Plugs {
+		if t.Plug != plug {
+			continue
+		}
+		if !c.up {
+			c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: call, Status: StatusUnavailable, Text: reasonManagerAway})
+			return
+		}
+		id := c.nextID()
+		c.dials[id] = &instanceDialing{call: call, target: t}
+		c.byCall[call] = id
+		c.send(&SessionRequest{Header: Header{MessageID: id, SubType: ServiceToAgent},
+			SourceServiceName: c.launch.Service, SourceServiceInstanceID: c.launch.ID, SourceServiceInstanceNetworkAddress: c.launch.Address,
+			SourcePlugName: t.Plug, DestServiceName: t.Service, DestSocketName: t.Socket})
+		return
+	}
+	c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: call, Status: StatusForbidden, Text: "no plug " + plug})
+}
+
+// message handles what the agent sent.
+func (c *instanceCore) message(m Message) {
+	if err := CheckHop(m, ActorAgent, ActorInstance); err != nil {
+		c.warn(err.Error())
+		return
+	}
+	switch m := m.(type) {
+	case *SessionResponse:
+		c.sessionResponse(m)
+	case *SourceSessionCloseRequest:
+		peer := netip.AddrPortFrom(m.DestServiceInstanceNetworkAddress, m.DestSocketNewPort)
+		c.closeRequest(m.MessageID, endKey{true, m.SourcePlugPort, peer}, m.SourcePlugName)
+	case *DestSessionCloseRequest:
+		peer := netip.AddrPortFrom(m.SourceServiceInstanceNetworkAddress, m.SourcePlugPort)
+		c.closeRequest(m.MessageID, endKey{false, m.DestSocketNewPort, peer}, m.DestSocketName)
+	case *GracefulShutdownRequest:
+		c.drainID = m.MessageID
+		if !c.drain {
+			c.drain = true
+			c.out = append(c.out, instanceOutput{Kind: instanceDrain})
+		}
+	case *InstanceHealthRequest:
+		c.send(&InstanceHealthResponse{Header: Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent},
+			ServiceInstanceID: c.launch.ID, Status: c.health})
+	}
+}
+
+func (c *instanceCore) sessionResponse(m *SessionResponse) {
+	d := c.dials[m.MessageID]
+	if d == nil || d.granted || m.SourceServiceInstanceID != c.launch.ID ||
+		m.DestSocketName != d.target.Socket || m.DestServiceName != d.target.Service {
+		c.dropped++ // late, again, or to a request that was never made
+		return
+	}
+	if !m.Status.Success() {
+		c.refuse(m.MessageID, d, m.Status, strings.Clone(m.Extension(extReason)))
+		return
+	}
+	d.granted, d.dest = true, m.DestServiceInstanceID
+	d.addr = netip.AddrPortFrom(m.DestServiceInstanceNetworkAddress, m.DestSocketPort)
+	if d.call == 0 {
+		c.ack(m.MessageID, d, 0, 0, StatusCanceled)
+		return
+	}
+	c.out = append(c.out, instanceOutput{Kind: instanceConnect, Call: d.call, Target: d.addr})
+}
+
+func (c *instanceCore) ack(id int64, d *instanceDialing, plugPort, newPort uint16, status Status) {
+	delete(c.dials, id)
+	delete(c.byCall, d.call)
+	c.report(&SessionAck{Header: Header{MessageID: id, SubType: ServiceToAgent},
+		SourceServiceName: c.launch.Service, SourceServiceInstanceID: c.launch.ID,
+		SourcePlugPort: plugPort, DestSocketNewPort: newPort, Status: status})
+}
+
+func (c *instanceCore) dialed(in instanceInput) {
+	id := c.byCall[in.Call]
+	d := c.dials[id]
+	if d == nil {
+		return
+	}
+	c.add(in.Conn, &sessionEnd{source: true, target: d.target, dest: d.dest, peer: in.Peer, port: in.Port})
+	c.ack(id, d, in.Port, in.Peer.Port(), StatusOK)
+}
+
+// dialFailed says that a granted session did not come about, or that the
+// caller of one that is not granted yet has gone.
+func (c *instanceCore) dialFailed(call callID, status Status) {
+	id := c.byCall[call]
+	d := c.dials[id]
+	if d == nil {
+		return
+	}
+	if d.granted {
+		c.ack(id, d, 0, 0, status)
+		return
+	}
+	delete(c.byCall, call)
+	d.call = 0 // its answer will be acknowledged as given up
+}
+
+func (c *instanceCore) add(conn uint64, e *sessionEnd) {
+	c.conns[conn] = e
+	c.byPorts[endKey{e.source, e.port, e.peer}] = conn
+}
+
+// take removes a connection and returns what was known of it, nil if nothing.
+func (c *instanceCore) take(conn uint64) *sessionEnd {
+	e := c.conns[conn]
+	if e == nil {
+		return nil
+	}
+	delete(c.conns, conn)
+	if key := (endKey{e.source, e.port, e.peer}); c.byPorts[key] == conn {
+		delete(c.byPorts, key)
+	}
+	return e
+}
+
+// connClosed reports a session's end, from this end of it.
+func (c *instanceCore) connClosed(conn uint64, status Status) {
+	e := c.take(conn)
+	if e == nil {
+		return
+	}
+	if len(e.askedIDs) > 0 {
+		c.answerClose(e) // the Manager asked for it meanwhile
+		return
+	}
+	if e.source {
+		c.report(&SourceSessionCloseInfo{Header: Header{MessageID: c.nextID(), SubType: SourceServiceToAgent},
+			SourceServiceName: c.launch.Service, SourceServiceInstanceID: c.launch.ID, SourceServiceInstanceNetworkAddress: c.launch.Address,
+			SourcePlugName: e.target.Plug, SourcePlugPort: e.port, DestServiceName: e.target.Service, DestServiceInstanceID: e.dest,
+			DestServiceInstanceNetworkAddress: e.peer.Addr(), DestSocketName: e.target.Socket,
+			DestSocketPort: e.peer.Port(), DestSocketNewPort: e.peer.Port(), Status: status})
+		return
+	}
+	c.report(&DestSessionCloseInfo{Header: Header{MessageID: c.nextID(), SubType: DestServiceToAgent},
+		SourceServiceInstanceNetworkAddress: e.peer.Addr(), SourcePlugPort: e.peer.Port(), DestServiceName: c.launch.Service,
+		DestServiceInstanceNetworkAddress: c.launch.Address, DestServiceInstanceID: c.launch.ID, DestSocketName: e.target.Socket,
+		DestSocketPort: e.port, DestSocketNewPort: e.port, Status: status})
+}
+
+// closeRequest has a session closed, or answers that there is none. name is
+// its plug at the source and its socket at the destination.
+func (c *instanceCore) closeRequest(messageID int64, key endKey, name string) {
+	conn, ok := c.byPorts[key]
+	e := c.conns[conn]
+	if !ok || key.source && e.target.Plug != name || !key.source && e.target.Socket != name {
+		c.sendCloseResponse(key.source, messageID, StatusNotFound)
+		return
+	}
+	if !slices.Contains(e.askedIDs, messageID) {
+		e.askedIDs = append(e.askedIDs, messageID)
+	}
+	if len(e.askedIDs) == 1 {
+		c.out = append(c.out, instanceOutput{Kind: instanceDrop, Conn: conn, Text: "closed by the Manager"})
+	}
+}
+
+func (c *instanceCore) connDropped(conn uint64) {
+	if e := c.take(conn); e != nil {
+		c.answerClose(e)
+	}
+}
+
+func (c *instanceCore) answerClose(e *sessionEnd) {
+	for _, id := range e.askedIDs {
+		c.sendCloseResponse(e.source, id, StatusOK)
+	}
+}
+
+func (c *instanceCore) sendCloseResponse(source bool, messageID int64, status Status) {
+	if source {
+		c.report(&SourceSessionCloseResponse{Header: Header{MessageID: messageID, SubType: SourceServiceToAgent}, Status: status})
+	} else {
+		c.report(&DestSessionCloseResponse{Header: Header{MessageID: messageID, SubType: DestServiceToAgent}, Status: status})
+	}
+}

@@ -1,0 +1,144 @@
+package ssmmp
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// maxQueue bounds in bytes what waits to be written on one connection.
+	maxQueue = 1 << 20
+	// writeTimeout bounds one write. A peer that reads slower loses the
+	// connection, and only that one.
+	writeTimeout = 10 * time.Second
+	// badLinesLogged is how many bad lines of one connection are logged.
+	badLinesLogged = 10
+)
+
+var errQueueFull = errors.New("ssmmp: peer reads too slowly")
+
+// A link carries messages over one connection: one goroutine reads, another
+// writes, and whatever is queued goes out in one write.
+type link struct {
+	id   connID
+	conn net.Conn
+
+	mu      sync.Mutex
+	wake    sync.Cond
+	queue   []byte // encoded messages
+	writing []byte // the writer's; swapped with queue
+	closing bool   // write what is queued, then close
+	failed  error  // the connection is of no use any more
+	done    chan struct{}
+}
+
+func newLink(id connID, conn net.Conn) *link {
+	l := &link{id: id, conn: conn, done: make(chan struct{})}
+	l.wake.L = &l.mu
+	go l.write()
+	return l
+}
+
+// send queues a message: it never blocks. A full queue ends the connection.
+func (l *link) send(m Message) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing || l.failed != nil {
+		return net.ErrClosed
+	}
+	queue, err := AppendMessage(l.queue, m)
+	if err != nil {
+		return err
+	}
+	if len(queue) > maxQueue {
+		l.fail(errQueueFull)
+		return errQueueFull
+	}
+	l.queue = queue
+	l.wake.Signal()
+	return nil
+}
+
+// close ends the connection once everything queued is written. It does not
+// wait for that: wait does.
+func (l *link) close() {
+	l.mu.Lock()
+	l.closing = true
+	l.wake.Signal()
+	l.mu.Unlock()
+}
+
+func (l *link) wait() { <-l.done }
+
+// fail ends the connection at once. l.mu is held.
+func (l *link) fail(err error) {
+	if l.failed == nil {
+		l.failed = err
+		l.wake.Signal()
+		// Closing never blocks for long: nothing lingers on a queue of ours.
+		l.conn.Close()
+	}
+}
+
+func (l *link) write() {
+	defer close(l.done)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		for len(l.queue) == 0 && !l.closing && l.failed == nil {
+			l.wake.Wait()
+		}
+		if l.failed != nil {
+			return
+		}
+		if len(l.queue) == 0 {
+			l.fail(net.ErrClosed)
+			return
+		}
+		l.queue, l.writing = l.writing[:0], l.queue
+		l.mu.Unlock()
+		err := l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if err == nil {
+			_, err = l.conn.Write(l.writing)
+		}
+		l.mu.Lock()
+		if err != nil {
+			l.fail(err)
+			return
+		}
+		if cap(l.writing) > maxQueue/4 {
+			l.writing = nil // a burst is over
+		}
+	}
+}
+
+// read calls handle with each message, and bad with each line that is none,
+// until the connection ends. The message is borrowed: valid until handle
+// returns.
+func (l *link) read(handle func(Message), bad func(*ProtocolError)) error {
+	d := NewDecoder(l.conn)
+	for {
+		m, err := d.Decode()
+		var p *ProtocolError
+		switch {
+		case err == nil:
+			handle(m)
+		case errors.As(err, &p) && !errors.Is(err, ErrLineTooLong):
+			bad(p)
+		default:
+			if p != nil {
+				bad(p)
+			}
+			l.mu.Lock()
+			l.fail(err)
+			l.mu.Unlock()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}

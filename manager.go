@@ -1,0 +1,444 @@
+package ssmmp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// A ManagerConfig configures a Manager. A field's zero value means its
+// default; Graphs has none.
+type ManagerConfig struct {
+	// Graphs is the knowledge base: the CNApps that can be deployed.
+	Graphs []*Graph
+	// Address is where ListenAndServe listens for agents, "host:port";
+	// ":55555" by default.
+	Address string
+	// Transport carries the connections of agents; TCP by default.
+	Transport Transport
+	// Logger receives what happens; nothing is logged by default.
+	Logger hclog.Logger
+
+	// StartTimeout is how long an instance may take from its execution_request
+	// until it is ready; 30 s by default.
+	StartTimeout time.Duration
+	// DrainTimeout is how long a graceful shutdown may take before it turns
+	// hard; 10 s by default.
+	DrainTimeout time.Duration
+	// RequestTimeout is how long any other request waits for its response;
+	// 5 s by default.
+	RequestTimeout time.Duration
+	// AckTimeout is how long a granted session may wait for its
+	// acknowledgment; 30 s by default.
+	AckTimeout time.Duration
+	// HealthPeriod is the time between two health requests to each agent and
+	// each instance; 5 s by default.
+	HealthPeriod time.Duration
+	// HealthMisses is how many of them in a row may be missed: then an
+	// instance is shut down, and an agent's connection closed; 3 by default.
+	HealthMisses int
+	// LostAfter is how long an agent may be away before its instances are
+	// taken to be dead; 60 s by default.
+	LostAfter time.Duration
+	// IdleAfter is how long an instance may be without a session before it is
+	// shut down gracefully; 5 min by default, never if it is negative.
+	IdleAfter time.Duration
+	// PortLinger is how long a freed port rests; 60 s by default.
+	PortLinger time.Duration
+	// FirstPort and LastPort bound the ports given to sockets of instances;
+	// 54000 and 55554 by default.
+	FirstPort, LastPort uint16
+	// SessionsPerInstance is how many sessions an instance serves before
+	// another one is started; no limit by default.
+	SessionsPerInstance int
+	// InstancesPerService is how many instances of a regular service run at
+	// the most at each vertex of its graph; no limit by default.
+	InstancesPerService int
+	// History is how many events are kept; 65,536 by default.
+	History int
+}
+
+// Validate reports every fault of the configuration at once.
+func (c *ManagerConfig) Validate() error {
+	var faults []error
+	fault := func(field string, value any, why string) {
+		faults = append(faults, fmt.Errorf("ssmmp: ManagerConfig.%s: %v: %s", field, value, why))
+	}
+	if len(c.Graphs) == 0 {
+		fault("Graphs", "none", "a Manager needs a graph")
+	}
+	names := map[string]bool{}
+	for i, g := range c.Graphs {
+		field := fmt.Sprintf("Graphs[%d]", i)
+		if g == nil {
+			fault(field, "nil", "not a graph")
+			continue
+		}
+		if names[g.Name] {
+			fault(field, g.Name, "another graph has this name")
+		}
+		names[g.Name] = true
+		if err := g.Validate(); err != nil {
+			faults = append(faults, fmt.Errorf("ssmmp: ManagerConfig.%s: %w", field, err))
+		}
+	}
+	notNegative := []struct {
+		field string
+		value time.Duration
+	}{
+		{"StartTimeout", c.StartTimeout}, {"DrainTimeout", c.DrainTimeout}, {"RequestTimeout", c.RequestTimeout},
+		{"AckTimeout", c.AckTimeout}, {"HealthPeriod", c.HealthPeriod}, {"LostAfter", c.LostAfter}, {"PortLinger", c.PortLinger},
+	}
+	for _, d := range notNegative {
+		if d.value < 0 {
+			fault(d.field, d.value, "negative")
+		}
+	}
+	for _, n := range []struct {
+		field string
+		value int
+	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}} {
+		if n.value < 0 {
+			fault(n.field, n.value, "negative")
+		}
+	}
+	if first, last := cmp.Or(c.FirstPort, FirstSocketPort), cmp.Or(c.LastPort, LastSocketPort); first > last {
+		fault("FirstPort", first, fmt.Sprintf("above LastPort, %d", last))
+	}
+	return errors.Join(faults...)
+}
+
+func (c ManagerConfig) withDefaults() ManagerConfig {
+	c.Graphs = slices.Clone(c.Graphs)
+	for i, g := range c.Graphs {
+		c.Graphs[i] = g.Clone()
+	}
+	c.Address = cmp.Or(c.Address, ":"+strconv.Itoa(ManagerPort))
+	if c.Transport == nil {
+		c.Transport = TCP{}
+	}
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	c.StartTimeout = cmp.Or(c.StartTimeout, defaultStartTimeout)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, defaultDrainTimeout)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, defaultRequestTimeout)
+	c.AckTimeout = cmp.Or(c.AckTimeout, defaultStartTimeout)
+	c.HealthPeriod = cmp.Or(c.HealthPeriod, defaultHealthPeriod)
+	c.HealthMisses = cmp.Or(c.HealthMisses, 3)
+	c.LostAfter = cmp.Or(c.LostAfter, time.Minute)
+	c.IdleAfter = cmp.Or(c.IdleAfter, defaultIdleAfter)
+	c.PortLinger = cmp.Or(c.PortLinger, time.Minute)
+	c.FirstPort = cmp.Or(c.FirstPort, FirstSocketPort)
+	c.LastPort = cmp.Or(c.LastPort, LastSocketPort)
+	c.History = cmp.Or(c.History, 1<<16)
+	return c
+}
+
+// A Manager controls the agents of a cluster, and through them the service
+// instances of the CNApps that are deployed on it (PROTOCOL section 1). Its
+// methods may be called by many goroutines at once.
+type Manager struct {
+	cfg     ManagerConfig
+	log     hclog.Logger
+	started time.Time
+	history *history
+
+	mu       sync.Mutex // guards what follows; held during a step, never across I/O
+	core     *managerCore
+	links    map[connID]*link
+	lastConn connID
+	calls    map[callID]chan error
+	lastCall callID
+	timer    *time.Timer
+	wakeAt   time.Duration // what timer is set for
+	closed   bool
+
+	done chan struct{} // closed by Close
+	wg   sync.WaitGroup
+}
+
+// NewManager returns a Manager that has nothing deployed yet.
+func NewManager(cfg ManagerConfig) (*Manager, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	m := &Manager{
+		cfg: cfg, log: cfg.Logger, started: time.Now(), history: newHistory(cfg.History),
+		core:  newManagerCore(cfg),
+		links: map[connID]*link{}, calls: map[callID]chan error{}, done: make(chan struct{}),
+	}
+	m.timer = time.AfterFunc(time.Hour, func() { m.step(managerInput{Kind: managerTime}) })
+	return m, nil
+}
+
+// ListenAndServe listens on the configured address and serves agents there.
+// It returns as Serve does.
+func (m *Manager) ListenAndServe(ctx context.Context) error {
+	ln, err := m.cfg.Transport.Listen(ctx, m.cfg.Address)
+	if err != nil {
+		return fmt.Errorf("ssmmp: Manager: %w", err)
+	}
+	return m.Serve(ctx, ln)
+}
+
+// Serve accepts agents on ln until ctx ends or the Manager is closed, then
+// closes ln and returns ErrClosed. It closes the Manager when ctx ends: what
+// runs in the mesh goes on without it.
+func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
+	defer context.AfterFunc(ctx, func() { m.Close() })()
+	m.log.Info("serving agents", "address", ln.Addr().String())
+	err := serve(ln, m.done, &m.wg, m.log, m.agentConn)
+	if ctx.Err() != nil {
+		m.Close()
+	}
+	return err
+}
+
+// serve runs an accept loop until done is closed, and backs off while accepting
+// fails: whoever is out of descriptors has enough to do.
+func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.Logger, handle func(net.Conn)) error {
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-done:
+		case <-stop:
+		}
+		ln.Close()
+	}()
+	for wait := time.Duration(0); ; {
+		conn, err := ln.Accept()
+		if err == nil {
+			wait = 0
+			wg.Go(func() { handle(conn) })
+			continue
+		}
+		select {
+		case <-done:
+			return ErrClosed
+		default:
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("ssmmp: accept: %w", err)
+		}
+		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+		log.Warn("cannot accept", "error", err, "again in", wait)
+		select {
+		case <-time.After(wait):
+		case <-done:
+		}
+	}
+}
+
+// agentConn serves one connection of an agent, from its first byte to its last.
+func (m *Manager) agentConn(conn net.Conn) {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		conn.Close()
+		return
+	}
+	m.lastConn++
+	l := newLink(m.lastConn, conn)
+	m.links[l.id] = l
+	m.mu.Unlock()
+
+	log := m.log.With("peer", conn.RemoteAddr().String())
+	log.Debug("connection opened")
+	bad := 0
+	err := l.read(func(msg Message) {
+		m.step(managerInput{Kind: managerMessage, Conn: l.id, Msg: msg})
+	}, func(p *ProtocolError) {
+		if bad++; bad <= badLinesLogged {
+			log.Warn("bad line dropped", "error", p)
+		}
+		m.mu.Lock()
+		m.core.dropped++
+		m.mu.Unlock()
+	})
+	m.step(managerInput{Kind: managerLost, Conn: l.id})
+	l.wait()
+	m.mu.Lock()
+	delete(m.links, l.id)
+	m.mu.Unlock()
+	log.Debug("connection ended", "error", err, "bad lines", bad)
+}
+
+// step has the core take one input and carries out what it decides.
+func (m *Manager) step(in managerInput) {
+	m.mu.Lock()
+	in.Now = time.Since(m.started)
+	out, events := m.core.Step(in)
+	logged := m.history.append(events, m.log)
+	for i := range out {
+		m.perform(&out[i])
+	}
+	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == managerTime) {
+		m.wakeAt = at
+		m.timer.Reset(max(0, at-in.Now))
+	}
+	m.mu.Unlock()
+	for _, ev := range logged {
+		logEvent(m.log, ev)
+	}
+}
+
+func (m *Manager) perform(o *managerOutput) {
+	switch o.Kind {
+	case managerSend:
+		if l := m.links[o.Conn]; l != nil {
+			if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+				m.core.dropped++
+			}
+		}
+	case managerClose:
+		if l := m.links[o.Conn]; l != nil {
+			l.close()
+		}
+	case managerReply:
+		if reply := m.calls[o.Call]; reply != nil {
+			delete(m.calls, o.Call)
+			reply <- o.Err
+		}
+	}
+}
+
+// call has the core carry out a command and waits for its outcome.
+func (m *Manager) call(ctx context.Context, cmd any) error {
+	reply := make(chan error, 1)
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return ErrClosed
+	}
+	m.lastCall++
+	id := m.lastCall
+	m.calls[id] = reply
+	m.mu.Unlock()
+
+	m.step(managerInput{Kind: managerCommand, Call: id, Cmd: cmd})
+	select {
+	case err := <-reply:
+		return err
+	case <-ctx.Done():
+	case <-m.done:
+	}
+	m.step(managerInput{Kind: managerCancel, Call: id})
+	m.mu.Lock()
+	delete(m.calls, id)
+	m.mu.Unlock()
+	select {
+	case err := <-reply: // it came at the last moment
+		return err
+	case <-m.done:
+		return ErrClosed
+	default:
+		return ctx.Err()
+	}
+}
+
+// Deploy executes the API Gateways of a graph, by its name, and returns when
+// they are ready; everything else is started by the first dial to it. When ctx
+// ends before, the error says what is lacking; the graph stays deployed, and
+// its gateways start when they can. A deployed gateway that ends, by itself or
+// through Shutdown, is started again.
+func (m *Manager) Deploy(ctx context.Context, graph string) error {
+	err := m.call(ctx, deployCommand{graph})
+	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		m.mu.Lock()
+		lacking := m.core.lacking(graph)
+		m.mu.Unlock()
+		return fmt.Errorf("deploy %q: %s: %w", graph, lacking, err)
+	}
+	return err
+}
+
+// Undeploy shuts all instances of a graph down gracefully, from its gateways
+// on, and returns when none runs any more. When ctx ends before, it goes on
+// without being waited for.
+func (m *Manager) Undeploy(ctx context.Context, graph string) error {
+	return m.call(ctx, undeployCommand{graph})
+}
+
+// Shutdown shuts an instance down gracefully (PROTOCOL section 3): its sessions
+// close first, then it is asked to exit; at the DrainTimeout the shutdown turns
+// hard. It returns when the instance has ended.
+func (m *Manager) Shutdown(ctx context.Context, id InstanceID) error {
+	return m.call(ctx, shutdownCommand{id, false})
+}
+
+// HardShutdown has the far ends of an instance's sessions close them, and then
+// has it killed with all its children. It returns when it has ended.
+func (m *Manager) HardShutdown(ctx context.Context, id InstanceID) error {
+	return m.call(ctx, shutdownCommand{id, true})
+}
+
+// CloseSession has a session closed, at its source, or at its destination when
+// the source does not answer. It returns when the session is closed.
+func (m *Manager) CloseSession(ctx context.Context, id SessionID) error {
+	return m.call(ctx, closeCommand{id})
+}
+
+// Snapshot returns the state at this moment.
+func (m *Manager) Snapshot() Snapshot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.core.snapshot()
+	s.Seq = m.history.last()
+	return s
+}
+
+// Dropped returns how many messages and lines were dropped so far, because they
+// came late, again or unasked, or broke the protocol.
+func (m *Manager) Dropped() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.core.dropped
+}
+
+// Events returns the events after the one with that sequence number, those
+// kept and then those to come, until ctx ends or the Manager is closed. With 0
+// it begins at the oldest event that is kept. A reader that is slower than the
+// history is long misses events: Seq tells.
+func (m *Manager) Events(ctx context.Context, after uint64) iter.Seq[Event] {
+	return m.history.follow(ctx, m.done, after)
+}
+
+// Close ends the connections to all agents and waits for the Manager's
+// goroutines. What runs in the mesh goes on; calls that wait get ErrClosed.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if !m.closed {
+		m.closed = true
+		m.timer.Stop()
+		close(m.done)
+		for _, l := range m.links {
+			l.close()
+		}
+	}
+	m.mu.Unlock()
+	m.wg.Wait()
+	return nil
+}
+
+func logEvent(log hclog.Logger, ev Event) {
+	switch ev.Kind {
+	case EventSessionOffered, EventSessionOpened, EventSessionClosed, EventHealthChanged:
+		log.Debug(ev.String(), "seq", ev.Seq)
+	case EventSessionRefused, EventAgentRefused, EventAgentAway, EventAgentLost, EventProtocolViolated:
+		log.Warn(ev.String(), "seq", ev.Seq)
+	default:
+		log.Info(ev.String(), "seq", ev.Seq)
+	}
+}

@@ -1,0 +1,513 @@
+package ssmmp
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The Manager's core: what a Manager decides, without goroutine, clock, I/O,
+// log or randomness. Step takes one input and returns what is to be done. It
+// decides by recording events, which evolve applies (manager_state_core.go);
+// instances live in manager_instance_core.go, sessions in
+// manager_session_core.go.
+
+// A callID is one call of a method that waits for its outcome.
+type callID uint64
+
+type managerInputKind uint8
+
+const (
+	managerTime    managerInputKind = iota // nothing but the time
+	managerMessage                         // Msg arrived on Conn
+	managerLost                            // Conn ended
+	managerCommand                         // Cmd was called, as Call
+	managerCancel                          // Call waits no more
+)
+
+type managerInput struct {
+	Now  time.Duration // since the Manager's start, monotonic
+	Kind managerInputKind
+	Conn connID
+	Msg  Message // borrowed: valid during the Step only
+	Call callID
+	Cmd  any
+}
+
+// The commands of an operator.
+type (
+	deployCommand   struct{ graph string }
+	undeployCommand struct{ graph string }
+	shutdownCommand struct {
+		id   InstanceID
+		hard bool
+	}
+	closeCommand struct{ id SessionID }
+)
+
+type managerOutputKind uint8
+
+const (
+	managerSend  managerOutputKind = iota // Msg to Conn
+	managerClose                          // Conn, once what was sent is written
+	managerReply                          // Call is answered with Err
+)
+
+type managerOutput struct {
+	Kind managerOutputKind
+	Conn connID
+	Msg  Message
+	Call callID
+	Err  error
+}
+
+type managerCore struct {
+	cfg    ManagerConfig
+	now    time.Duration
+	out    []managerOutput
+	events []Event
+
+	graphs map[string]*Graph // the knowledge base: what can be deployed
+	apps   []*cnapp          // what is deployed
+
+	agents []*agent // in the order of their first registration
+	byAddr map[netip.Addr]*agent
+	conns  map[connID]*agent
+
+	instances    map[InstanceID]*instance
+	slots        []*instance // by instance.slot; slot 0 is never used
+	freeSlots    []uint32
+	lastInstance InstanceID
+
+	sessions sessionTable
+	offers   map[offerKey]uint32 // slots of the offered sessions, for their acknowledgment
+	expiries []offerExpiry       // of the offers, in order of time
+	waiting  map[offerKey]bool   // requests that wait for a start
+
+	lastMessage int64
+	exchanges   map[int64]*exchange
+
+	timers   timerHeap
+	timerSeq uint64
+
+	calls []call
+
+	dropped uint64 // late, unknown and unexpected messages
+}
+
+// An exchange is a request of the Manager that waits for its response.
+type exchange struct {
+	id   int64
+	to   *agent
+	want Type
+	msg  Message
+	done func(Status)
+}
+
+// A call waits until finished says so.
+type call struct {
+	id       callID
+	finished func() (bool, error)
+}
+
+func newManagerCore(cfg ManagerConfig) *managerCore {
+	c := &managerCore{
+		cfg:       cfg,
+		graphs:    map[string]*Graph{},
+		byAddr:    map[netip.Addr]*agent{},
+		conns:     map[connID]*agent{},
+		instances: map[InstanceID]*instance{},
+		offers:    map[offerKey]uint32{},
+		waiting:   map[offerKey]bool{},
+		exchanges: map[int64]*exchange{},
+	}
+	for _, g := range cfg.Graphs {
+		c.graphs[g.Name] = g
+	}
+	return c
+}
+
+// Step takes one input. What it returns is valid until the next Step. The
+// events come before the outputs: nothing may leave before they are kept.
+func (c *managerCore) Step(in managerInput) ([]managerOutput, []Event) {
+	clear(c.out)
+	c.out, c.events = c.out[:0], c.events[:0]
+	c.now = max(c.now, in.Now)
+	c.expire()
+
+	switch in.Kind {
+	case managerMessage:
+		c.message(in.Conn, in.Msg)
+	case managerLost:
+		c.connLost(in.Conn)
+	case managerCommand:
+		c.command(in.Call, in.Cmd)
+	case managerCancel:
+		c.calls = slices.DeleteFunc(c.calls, func(w call) bool { return w.id == in.Call })
+	}
+	c.finishCalls()
+	return c.out, c.events
+}
+
+// NextDeadline returns when the core wants to be stepped at the latest, and
+// false when it waits for nothing. A step that comes too early does no harm.
+func (c *managerCore) NextDeadline() (time.Duration, bool) {
+	at, ok := time.Duration(0), false
+	if len(c.timers) > 0 {
+		at, ok = c.timers[0].at, true
+	}
+	if len(c.expiries) > 0 && (!ok || c.expiries[0].at < at) {
+		at, ok = c.expiries[0].at, true
+	}
+	return at, ok
+}
+
+func (c *managerCore) send(a *agent, m Message) {
+	if a.up() {
+		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: a.conn, Msg: m})
+	}
+}
+
+// request sends a request to an agent and calls done once: with the status of
+// the response, or with 504 when none came in time. While the agent is away
+// the request waits for it to come back.
+func (c *managerCore) request(a *agent, m Message, want Type, timeout time.Duration, done func(Status)) {
+	c.lastMessage++
+	x := &exchange{id: c.lastMessage, to: a, want: want, msg: m, done: done}
+	m.Head().MessageID = x.id
+	c.exchanges[x.id] = x
+	c.send(a, m)
+	c.after(timeout, func() {
+		if c.exchanges[x.id] == x {
+			delete(c.exchanges, x.id)
+			x.done(StatusTimeout)
+		}
+	})
+}
+
+// response completes the exchange that a response belongs to. A response
+// counts only from the agent that was asked, and only of the type asked for.
+func (c *managerCore) response(a *agent, m Message, status Status) {
+	x := c.exchanges[m.Head().MessageID]
+	if x == nil || x.to != a || x.want != m.Type() {
+		c.dropped++
+		return
+	}
+	delete(c.exchanges, x.id)
+	x.done(status)
+}
+
+// message handles what an agent sent.
+func (c *managerCore) message(conn connID, m Message) {
+	if err := CheckHop(m, ActorAgent, ActorManager); err != nil {
+		c.violation(conn, err.Error())
+		return
+	}
+	if r, ok := m.(*InitiationRequest); ok {
+		c.register(conn, r)
+		return
+	}
+	a := c.conns[conn]
+	if a == nil {
+		c.violation(conn, m.Type().String()+" before initiation_request")
+		if r, ok := m.(*SessionRequest); ok {
+			c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: sessionFailure(r, StatusUnauthenticated)})
+		}
+		return
+	}
+	switch m := m.(type) {
+	case *SessionRequest:
+		c.sessionRequest(a, m)
+	case *SessionAck:
+		c.sessionAck(a, m)
+	case *SourceSessionCloseInfo:
+		c.sourceCloseInfo(a, m)
+	case *DestSessionCloseInfo:
+		c.destCloseInfo(a, m)
+	case *InstanceHealthResponse:
+		c.instanceHealth(a, m)
+	case *AgentHealthResponse:
+		c.agentHealth(a, m)
+	case *TerminationInfo:
+		c.termination(a, m)
+	case *ExecutionResponse:
+		c.response(a, m, m.Status)
+	case *SourceSessionCloseResponse:
+		c.response(a, m, m.Status)
+	case *DestSessionCloseResponse:
+		c.response(a, m, m.Status)
+	case *GracefulShutdownResponse:
+		c.response(a, m, m.Status)
+	case *HardShutdownResponse:
+		c.response(a, m, m.Status)
+	}
+}
+
+// violation records that a peer broke the protocol. Its message is dropped and
+// nothing else of it.
+func (c *managerCore) violation(conn connID, cause string) {
+	c.dropped++
+	ev := Event{Kind: EventProtocolViolated, Status: StatusBadMessage, Cause: cause}
+	if a := c.conns[conn]; a != nil {
+		ev.Node = a.addr
+	}
+	c.record(ev)
+}
+
+// register takes in an agent, or takes it back (PROTOCOL section 3,
+// Registration).
+func (c *managerCore) register(conn connID, m *InitiationRequest) {
+	answer := func(s Status) {
+		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: &InitiationResponse{
+			Header: Header{MessageID: m.MessageID}, Status: s}})
+	}
+	addr, identity := m.AgentNetworkAddress, m.Extension(extAgent)
+	if a := c.conns[conn]; a != nil && a.addr != addr {
+		c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusConflict, Cause: "this connection registered as " + a.addr.String()})
+		answer(StatusConflict)
+		return
+	}
+	running, err := parseInstanceList(m.Extension(extInstances))
+	if err != nil {
+		c.violation(conn, err.Error())
+		answer(StatusBadMessage)
+		return
+	}
+	a, back := c.byAddr[addr], false
+	if a != nil && a.up() && a.conn != conn {
+		if identity == "" || identity != a.identity {
+			c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusConflict, Cause: "the address belongs to another agent"})
+			answer(StatusConflict)
+			return
+		}
+		// The same agent came back before its old connection was seen to end.
+		delete(c.conns, a.conn)
+		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: a.conn})
+		back = true
+	}
+	if a != nil && a.conn == conn {
+		// A second registration on one connection brings a new repository.
+		a.services = cloneStrings(m.ServiceRepository)
+		answer(StatusOK)
+		c.restore()
+		return
+	}
+	cause := ""
+	if back || a != nil {
+		cause = "came back"
+	}
+	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
+	a = c.byAddr[addr]
+	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
+	a.healthAsked, a.healthMissed = 0, 0
+	c.conns[conn] = a
+	answer(StatusOK)
+
+	if m.Extension(extInstances) != "" || identity != "" {
+		c.settle(a, running)
+	}
+	for _, x := range c.exchangesOf(a) {
+		c.send(a, x.msg)
+	}
+	c.watch(a, conn)
+	c.restore()
+}
+
+// settle compares what an agent says it runs with what should run there: the
+// agent is right about the former, the Manager about the latter.
+func (c *managerCore) settle(a *agent, running []runningInstance) {
+	runs := map[InstanceID]bool{}
+	for _, r := range running {
+		runs[r.id] = true
+		if i := c.instances[r.id]; i == nil || i.a != a {
+			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: r.service, ServiceInstanceID: r.id},
+				TypeHardShutdownResponse, c.cfg.RequestTimeout, func(Status) {})
+		}
+	}
+	for _, i := range slices.Clone(a.instances) {
+		// One that is starting may not have reached the agent: its
+		// execution_request is sent again.
+		if !runs[i.id] && i.state != instanceStarting {
+			c.ended(i, StatusGone, "not running when its agent came back")
+		}
+	}
+}
+
+func (c *managerCore) exchangesOf(a *agent) []*exchange {
+	var xs []*exchange
+	for _, x := range c.exchanges {
+		if x.to == a {
+			xs = append(xs, x)
+		}
+	}
+	slices.SortFunc(xs, func(x, y *exchange) int { return cmp.Compare(x.id, y.id) })
+	return xs
+}
+
+// connLost handles the end of an agent's connection: its instances are taken
+// to run, until it stayed away for too long.
+func (c *managerCore) connLost(conn connID) {
+	a := c.conns[conn]
+	if a == nil {
+		return
+	}
+	delete(c.conns, conn)
+	a.conn = 0
+	c.record(Event{Kind: EventAgentAway, Node: a.addr})
+	since := c.now
+	c.after(c.cfg.LostAfter, func() {
+		if !a.up() && !a.lost && a.awaySince == since {
+			c.lose(a)
+		}
+	})
+}
+
+func (c *managerCore) lose(a *agent) {
+	c.record(Event{Kind: EventAgentLost, Node: a.addr, Cause: fmt.Sprintf("away for %v", c.cfg.LostAfter)})
+	for _, x := range c.exchangesOf(a) {
+		delete(c.exchanges, x.id)
+	}
+	for _, i := range slices.Clone(a.instances) {
+		c.ended(i, StatusSessionBroken, "its agent is lost")
+	}
+}
+
+// watch asks an agent and its instances for their health, periodically, for as
+// long as this connection lasts (PROTOCOL section 3, Monitoring).
+func (c *managerCore) watch(a *agent, conn connID) {
+	c.after(c.cfg.HealthPeriod, func() {
+		if a.conn != conn {
+			return
+		}
+		if a.healthAsked != 0 {
+			if a.healthMissed++; a.healthMissed >= c.cfg.HealthMisses {
+				c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
+				c.connLost(conn)
+				return
+			}
+		}
+		c.lastMessage++
+		a.healthAsked = c.lastMessage
+		c.send(a, &AgentHealthRequest{Header: Header{MessageID: a.healthAsked, SubType: ManagerToAgent}, AgentNetworkAddress: a.addr})
+		for _, i := range slices.Clone(a.instances) {
+			c.askHealth(i)
+		}
+		c.watch(a, conn)
+	})
+}
+
+func (c *managerCore) agentHealth(a *agent, m *AgentHealthResponse) {
+	if m.MessageID != a.healthAsked {
+		c.dropped++
+		return
+	}
+	a.healthAsked, a.healthMissed = 0, 0
+}
+
+// command carries out what an operator asked for.
+func (c *managerCore) command(id callID, cmd any) {
+	fail := func(err error) {
+		c.out = append(c.out, managerOutput{Kind: managerReply, Call: id, Err: err})
+	}
+	wait := func(finished func() (bool, error)) { c.calls = append(c.calls, call{id, finished}) }
+
+	switch cmd := cmd.(type) {
+	case deployCommand:
+		if c.graphs[cmd.graph] == nil {
+			fail(fmt.Errorf("deploy %q: no such graph: %w", cmd.graph, ErrNotFound))
+			return
+		}
+		if app := c.app(cmd.graph); app != nil && app.retiring {
+			fail(fmt.Errorf("deploy %q: it is being undeployed: %w", cmd.graph, ErrRefused))
+			return
+		} else if app == nil {
+			c.record(Event{Kind: EventGraphDeployed, Graph: cmd.graph, Cause: "operator"})
+		}
+		c.restore()
+		wait(func() (bool, error) { return c.deployed(cmd.graph) })
+
+	case undeployCommand:
+		app := c.app(cmd.graph)
+		if app == nil {
+			fail(fmt.Errorf("undeploy %q: not deployed: %w", cmd.graph, ErrNotFound))
+			return
+		}
+		if !app.retiring {
+			c.record(Event{Kind: EventGraphUndeployed, Graph: cmd.graph, Cause: "operator"})
+			c.retire(app)
+		}
+		wait(func() (bool, error) { return c.app(cmd.graph) != app, nil })
+
+	case shutdownCommand:
+		i := c.instances[cmd.id]
+		if i == nil {
+			fail(fmt.Errorf("shut down instance %d: %w", cmd.id, ErrNotFound))
+			return
+		}
+		c.shutdown(i, cmd.hard, "operator")
+		wait(func() (bool, error) { return !i.live(), nil })
+
+	case closeCommand:
+		slot := c.sessions.lookup(cmd.id)
+		if slot == 0 {
+			fail(fmt.Errorf("close session %s: %w", cmd.id, ErrNotFound))
+			return
+		}
+		c.closeSession(slot, "operator")
+		wait(func() (bool, error) { return c.sessions.lookup(cmd.id) == 0, nil })
+	}
+}
+
+func (c *managerCore) finishCalls() {
+	if len(c.calls) == 0 {
+		return
+	}
+	c.calls = slices.DeleteFunc(c.calls, func(w call) bool {
+		done, err := w.finished()
+		if done {
+			c.out = append(c.out, managerOutput{Kind: managerReply, Call: w.id, Err: err})
+		}
+		return done
+	})
+}
+
+// A timer calls f when its time has come. Timers are never taken back: f looks
+// whether what it was set for still holds.
+type timer struct {
+	at  time.Duration
+	seq uint64
+	f   func()
+}
+
+type timerHeap []timer
+
+func (h timerHeap) Len() int { return len(h) }
+func (h timerHeap) Less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+func (h timerHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *timerHeap) Push(x any)   { *h = append(*h, x.(timer)) }
+func (h *timerHeap) Pop() any {
+	old := *h
+	t := old[len(old)-1]
+	old[len(old)-1] = timer{}
+	*h = old[:len(old)-1]
+	return t
+}
+
+func (c *managerCore) after(d time.Duration, f func()) {
+	c.timerSeq++
+	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
+}
+
+// expire does what is due.
+func (c *managerCore) expire() {
+	for len(c.timers) > 0 && c.timers[0].at <= c.now {
+		heap.Pop(&c.timers).(timer).f()
+	}
+	c.expireOffers()
+}

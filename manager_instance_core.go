@@ -1,0 +1,430 @@
+package ssmmp
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The Manager's core, continued: the life of instances.
+
+const (
+	quickEnd    = 30 * time.Second // an instance that ends sooner counts as a quick end
+	quickEnds   = 3                // so many of them in a row, and starting backs off
+	backOffFrom = time.Second
+	backOffTo   = time.Minute
+)
+
+// start requests a new instance at a vertex and returns it, or the status that
+// says why none can be.
+func (c *managerCore) start(v *vertex, cause string) (*instance, Status) {
+	if c.now < v.notBefore || v.app.retiring {
+		return nil, StatusUnavailable
+	}
+	a, status := c.place(v)
+	if a == nil {
+		return nil, status
+	}
+	id := c.lastInstance + 1
+	var sockets []SocketPort
+	for _, s := range v.sockets {
+		port := s.Port
+		if port == 0 {
+			// place made sure that there are enough, so none is missing here.
+			port = a.ports.take(id, c.now)
+		}
+		sockets = append(sockets, SocketPort{s.Name, port})
+	}
+	c.record(Event{Kind: EventInstanceRequested, Graph: v.app.name, Vertex: v.name, Service: v.service,
+		Instance: id, Node: a.addr, Sockets: sockets, Cause: cause})
+	i := c.instances[id]
+	// The agent has its own deadline for the start; the Manager's comes after.
+	c.request(a, &ExecutionRequest{
+		AgentNetworkAddress: a.addr, ServiceName: v.service, ServiceInstanceID: id, SocketConfiguration: sockets, PlugConfiguration: v.plugs,
+	}, TypeExecutionResponse, c.cfg.StartTimeout+c.cfg.RequestTimeout, func(s Status) { c.started(i, s) })
+	return i, 0
+}
+
+// started handles the outcome of an execution_request.
+func (c *managerCore) started(i *instance, s Status) {
+	switch {
+	case !i.live():
+	case s.Success():
+		if i.state == instanceStarting {
+			c.record(c.about(i, Event{Kind: EventInstanceReady, Status: s}))
+			c.serveWaiters(i)
+			c.armIdle(i)
+		}
+	case s == StatusTimeout && i.state == instanceStarting:
+		// It may still be starting: whatever is there must go.
+		c.failWaiters(i, s)
+		c.shutdown(i, true, "not ready in time")
+	case i.state == instanceStarting:
+		c.ended(i, s, "not started")
+	}
+}
+
+// about fills in what every event of an instance says.
+func (c *managerCore) about(i *instance, ev Event) Event {
+	ev.Graph, ev.Vertex, ev.Service = i.v.app.name, i.v.name, i.v.service
+	ev.Instance, ev.Node = i.id, i.a.addr
+	return ev
+}
+
+// shutdown begins to shut an instance down (PROTOCOL section 3, Graceful and
+// Hard shutdown): its sessions close first. A hard shutdown overtakes a
+// graceful one.
+func (c *managerCore) shutdown(i *instance, hard bool, cause string) {
+	if i.state == instanceStarting {
+		hard = true // it has nothing to finish, and may not listen yet
+	}
+	switch {
+	case i.state == instanceKilling || !i.live():
+		return
+	case i.state >= instanceDraining && !hard:
+		return
+	}
+	if i.state < instanceDraining {
+		c.record(c.about(i, Event{Kind: EventInstanceStopping, Cause: cause}))
+		c.failWaiters(i, StatusUnavailable)
+	}
+	if hard {
+		i.state = instanceKilling
+		c.closeFarEnds(i)
+		c.after(c.cfg.RequestTimeout, func() { c.kill(i) })
+		c.drained(i)
+		return
+	}
+	c.eachSession(i, func(slot uint32) { c.closeSession(slot, cause) })
+	c.after(c.cfg.DrainTimeout, func() { c.shutdown(i, true, cause) })
+	c.drained(i)
+}
+
+// drained goes on with the shutdown of an instance that has no session left.
+func (c *managerCore) drained(i *instance) {
+	if !i.live() || c.sessionsOf(i) > 0 {
+		return
+	}
+	switch i.state {
+	case instanceDraining:
+		i.state = instanceStopping
+		c.request(i.a, &GracefulShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: i.v.service, ServiceInstanceID: i.id},
+			TypeGracefulShutdownResponse, c.cfg.DrainTimeout, func(s Status) {
+				if !s.Success() {
+					c.shutdown(i, true, i.why)
+				}
+				// Else it is about to exit, and its agent says when it has.
+			})
+		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() { c.shutdown(i, true, i.why) })
+	case instanceKilling:
+		c.kill(i)
+	}
+}
+
+// kill has the agent kill an instance, again and again until it says that
+// nothing of it runs, or is lost.
+func (c *managerCore) kill(i *instance) {
+	if !i.live() || i.killSent {
+		return
+	}
+	i.killSent = true
+	c.eachSession(i, func(slot uint32) {
+		c.sessionClosed(slot, StatusSessionBroken, "not closed before the shutdown of "+i.v.service)
+	})
+	c.request(i.a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: i.v.service, ServiceInstanceID: i.id},
+		TypeHardShutdownResponse, c.cfg.RequestTimeout, func(s Status) {
+			if !i.live() {
+				return
+			}
+			if s.Success() || s == StatusNotFound || s == StatusGone {
+				c.ended(i, StatusOK, i.why)
+				return
+			}
+			i.killSent = false
+			c.kill(i)
+		})
+}
+
+// termination handles the end of an instance that its agent reports.
+func (c *managerCore) termination(a *agent, m *TerminationInfo) {
+	i := c.instances[m.ServiceInstanceID]
+	if i == nil {
+		c.dropped++ // it has ended already
+		return
+	}
+	if i.a != a || i.v.service != m.ServiceName {
+		c.violation(a.conn, fmt.Sprintf("termination of instance %d, which is not its own", m.ServiceInstanceID))
+		return
+	}
+	cause, status := "terminated by its business logic", StatusOK
+	exit := m.Extension(extExit)
+	if exit != "" {
+		if cause = "exit " + exit; exit != "0" {
+			status = StatusFailed
+		}
+	}
+	if i.state >= instanceDraining {
+		cause, status = i.why, StatusOK
+	}
+	c.ended(i, status, cause)
+}
+
+// ended takes an instance out of the state. The far ends of its sessions are
+// told to close; whoever lost one may ask for another.
+func (c *managerCore) ended(i *instance, status Status, cause string) {
+	if !i.live() {
+		return
+	}
+	c.closeFarEnds(i)
+	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
+	wanted := i.state >= instanceDraining
+	waiters := i.waiters
+	i.waiters = nil
+	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
+
+	v := i.v
+	if !wanted {
+		c.backOff(v, i)
+	}
+	for _, w := range waiters {
+		if status.Success() {
+			status = StatusUnavailable
+		}
+		c.refuse(w.src, w.edge, w.messageID, startFailure(status))
+	}
+	if v.app.retiring {
+		c.retire(v.app)
+	}
+	c.restore()
+}
+
+// startFailure is the status that a session request gets when its destination
+// could not be started: the agent's word, unless it has no meaning for a dial.
+func startFailure(s Status) Status {
+	if s >= 400 {
+		return s
+	}
+	return StatusUnavailable
+}
+
+// backOff holds back starts at a vertex whose instances keep dying young.
+func (c *managerCore) backOff(v *vertex, i *instance) {
+	if i.ready != 0 && c.now-i.ready >= quickEnd || c.now-v.lastEnd > quickEnd+backOffTo {
+		v.quickEnds = 0
+	}
+	v.quickEnds++
+	v.lastEnd = c.now
+	if n := v.quickEnds - quickEnds; n >= 0 {
+		v.notBefore = c.now + min(backOffFrom<<min(n, 10), backOffTo)
+	}
+}
+
+// restore starts the API Gateways that shall run and do not.
+func (c *managerCore) restore() {
+	for _, app := range c.apps {
+		if app.retiring {
+			continue
+		}
+		for _, v := range app.vertices {
+			if v.kind != Gateway || len(v.instances) > 0 {
+				continue
+			}
+			if c.now < v.notBefore {
+				if !v.restartArmed {
+					v.restartArmed = true
+					c.after(v.notBefore-c.now, func() { v.restartArmed = false; c.restore() })
+				}
+				continue
+			}
+			cause := "deployed"
+			if v.lastEnd > 0 {
+				cause = "started again"
+			}
+			c.start(v, cause)
+		}
+	}
+}
+
+// deployed tells whether the gateways of a graph run.
+func (c *managerCore) deployed(name string) (bool, error) {
+	app := c.app(name)
+	if app == nil || app.retiring {
+		return true, fmt.Errorf("deploy %q: undeployed meanwhile: %w", name, ErrRefused)
+	}
+	for _, v := range app.vertices {
+		if v.kind == Gateway && !slices.ContainsFunc(v.instances, func(i *instance) bool { return i.state == instanceRunning }) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// lacking says what a deployment still waits for.
+func (c *managerCore) lacking(name string) string {
+	app := c.app(name)
+	if app == nil {
+		return "not deployed"
+	}
+	var what []string
+	for _, v := range app.vertices {
+		if v.kind != Gateway {
+			continue
+		}
+		switch {
+		case len(v.instances) > 0 && v.instances[0].state == instanceRunning:
+		case len(v.instances) > 0:
+			what = append(what, fmt.Sprintf("API Gateway %s is %s", v.name, instanceStateNames[v.instances[0].state]))
+		case c.now < v.notBefore:
+			what = append(what, fmt.Sprintf("API Gateway %s keeps ending; next start in %v", v.name, v.notBefore-c.now))
+		default:
+			_, s := c.place(v)
+			what = append(what, fmt.Sprintf("API Gateway %s cannot be placed: %s", v.name, s))
+		}
+	}
+	return strings.Join(what, "; ")
+}
+
+// retire shuts down what is left of an undeployed graph, from the gateways
+// on: whoever dials goes before whom it dials.
+func (c *managerCore) retire(app *cnapp) {
+	depth := -1
+	for _, v := range app.vertices {
+		if len(v.instances) > 0 && (depth < 0 || v.depth < depth) {
+			depth = v.depth
+		}
+	}
+	if depth < 0 {
+		c.apps = slices.DeleteFunc(c.apps, func(a *cnapp) bool { return a == app })
+		return
+	}
+	for _, v := range app.vertices {
+		if v.depth == depth {
+			for _, i := range slices.Clone(v.instances) {
+				c.shutdown(i, false, "undeployed")
+			}
+		}
+	}
+}
+
+// armIdle has an instance shut down once it was without a session for long
+// enough (PROTOCOL section 3, Idle). One timer is under way for each.
+func (c *managerCore) armIdle(i *instance) {
+	if c.cfg.IdleAfter < 0 || i.v.kind == Gateway || i.idleArmed || i.state != instanceRunning || c.sessionsOf(i) > 0 {
+		return
+	}
+	i.idleArmed = true
+	c.after(i.idleSince+c.cfg.IdleAfter-c.now, func() {
+		i.idleArmed = false
+		if i.state != instanceRunning || c.sessionsOf(i) > 0 {
+			return
+		}
+		if c.now-i.idleSince < c.cfg.IdleAfter {
+			c.armIdle(i)
+			return
+		}
+		c.shutdown(i, false, "idle")
+	})
+}
+
+// askHealth sends the periodic health request, or acts on those unanswered.
+func (c *managerCore) askHealth(i *instance) {
+	if i.state != instanceRunning {
+		return
+	}
+	if i.healthAsked != 0 {
+		c.healthMissed(i)
+		if i.state != instanceRunning {
+			return
+		}
+	}
+	c.lastMessage++
+	i.healthAsked = c.lastMessage
+	c.send(i.a, &InstanceHealthRequest{Header: Header{MessageID: i.healthAsked, SubType: ManagerToAgent},
+		ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: i.a.addr})
+}
+
+func (c *managerCore) healthMissed(i *instance) {
+	i.suspect = true
+	if i.status != StatusFailed {
+		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: StatusFailed, Cause: "health request not answered well"}))
+	}
+	if i.healthMissed++; i.healthMissed >= c.cfg.HealthMisses {
+		c.shutdown(i, false, fmt.Sprintf("%d health requests not answered well", i.healthMissed))
+	}
+}
+
+func (c *managerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
+	i := c.instances[m.ServiceInstanceID]
+	if i == nil || i.healthAsked != m.MessageID || i.a != a {
+		c.dropped++
+		return
+	}
+	i.healthAsked = 0
+	switch {
+	case m.Status == StatusGone:
+		// Its agent knows that it ended: the report of that was lost.
+		c.ended(i, StatusFailed, "its agent says that it ended")
+		return
+	case m.Status != StatusOverloaded && !m.Status.Success():
+		c.healthMissed(i)
+		return
+	}
+	i.healthMissed, i.suspect = 0, false
+	if i.status != m.Status {
+		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: m.Status}))
+	}
+}
+
+// A runningInstance is one entry of the extension line x_instances.
+type runningInstance struct {
+	id      InstanceID
+	service string
+}
+
+// Extension lines that this library sends (PROTOCOL section 2). Nothing that
+// SSMMP/1.1 specifies depends on one.
+const (
+	extAgent     = "x_agent"     // initiation_request: identity of the agent's process
+	extInstances = "x_instances" // initiation_request: what it runs, "7, A & 9, B"
+	extExit      = "x_exit"      // termination_info: exit code or signal
+	extReason    = "x_reason"    // failures: more for a person
+	extSecret    = "x_secret"    // hello: proves that the instance is who it says
+)
+
+func formatInstanceList(list []runningInstance) string {
+	slices.SortFunc(list, func(a, b runningInstance) int { return cmp.Compare(a.id, b.id) })
+	parts := make([]string, len(list))
+	for i, r := range list {
+		parts[i] = fmt.Sprintf("%d, %s", r.id, r.service)
+	}
+	return strings.Join(parts, " & ")
+}
+
+func parseInstanceList(s string) ([]runningInstance, error) {
+	if s == "" {
+		return nil, nil
+	}
+	var list []runningInstance
+	for _, part := range strings.Split(s, " & ") {
+		var r runningInstance
+		n, service, ok := strings.Cut(part, ", ")
+		id, err := strconv.ParseInt(n, 10, 64)
+		if err != nil || id <= 0 || !ok || !ValidName(service) {
+			return nil, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extInstances, Value: part, Reason: "not an instance id and a service name"}
+		}
+		r.id, r.service = InstanceID(id), strings.Clone(service)
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+func cloneStrings(in []string) []string {
+	out := make([]string, len(in))
+	for i, s := range in {
+		out[i] = strings.Clone(s)
+	}
+	return out
+}

@@ -1,0 +1,415 @@
+package ssmmp
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// The Manager's core, continued: the life of sessions (PROTOCOL section 3).
+
+// An offerKey names a session request: the instance that asks, and its message
+// id.
+type offerKey struct {
+	src       InstanceID
+	messageID int64
+}
+
+// An offerExpiry ends an offer that was not acknowledged.
+type offerExpiry struct {
+	at  time.Duration
+	key offerKey
+	id  SessionID
+}
+
+// maxWaiting bounds the requests that wait for an instance to start.
+const maxWaiting = 1 << 16
+
+// sessionRequest answers, or has wait, the request for a session along an edge.
+func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
+	src := c.instances[m.SourceServiceInstanceID]
+	if src == nil || src.a != a || src.v.service != m.SourceServiceName {
+		status, cause := StatusForbidden, fmt.Sprintf("instance %d of %s does not run on %s", m.SourceServiceInstanceID, m.SourceServiceName, a.addr)
+		if src == nil && m.SourceServiceInstanceID <= c.lastInstance {
+			status = StatusGone
+		}
+		c.record(Event{Kind: EventSessionRefused, Node: a.addr, Source: m.SourceServiceInstanceID, Service: strings.Clone(m.DestServiceName),
+			Plug: strings.Clone(m.SourcePlugName), MessageID: m.MessageID, Status: status, Cause: cause})
+		c.send(a, sessionFailure(m, status))
+		return
+	}
+	edge, ok := src.v.edge(m.SourcePlugName)
+	if !ok || src.v.edges[edge].socket != m.DestSocketName || src.v.edges[edge].to.service != m.DestServiceName {
+		c.record(Event{Kind: EventSessionRefused, Graph: src.v.app.name, Node: a.addr, Source: src.id, Service: strings.Clone(m.DestServiceName),
+			Plug: strings.Clone(m.SourcePlugName), MessageID: m.MessageID, Status: StatusForbidden, Cause: "no such edge"})
+		c.send(a, sessionFailure(m, StatusForbidden))
+		return
+	}
+
+	// A duplicate gets the same answer again, and nothing else happens.
+	key := offerKey{src.id, m.MessageID}
+	if c.waiting[key] {
+		c.dropped++
+		return
+	}
+	if m.MessageID <= src.newestMessage {
+		if slot := c.offers[key]; slot != 0 && int(c.sessions.at(slot).edge) == edge {
+			s := c.sessions.at(slot)
+			dst := c.slots[s.dst]
+			c.answer(src, sessionAnswer{m.MessageID, edge, dst.id, dst.a.addr, dst.port(src.v.edges[edge].socket), StatusOK})
+			return
+		}
+		if old, ok := src.answers.find(m.MessageID); ok && old.edge == edge {
+			c.answer(src, old)
+			return
+		}
+	}
+	src.newestMessage = max(src.newestMessage, m.MessageID)
+
+	if src.state >= instanceDraining {
+		c.refuse(src, edge, m.MessageID, StatusUnavailable)
+		return
+	}
+	c.seek(src, edge, m.MessageID)
+}
+
+// seek finds the destination of a session: an instance that runs, one that is
+// starting, or a new one.
+func (c *managerCore) seek(src *instance, edge int, messageID int64) {
+	v := src.v.edges[edge].to
+	well, unwell := c.pick(v)
+	if well != nil {
+		c.offer(src, edge, messageID, well)
+		return
+	}
+	if len(c.waiting) >= maxWaiting {
+		c.refuse(src, edge, messageID, StatusTooMany)
+		return
+	}
+	for _, i := range v.instances {
+		if i.state == instanceStarting && !c.full(len(i.waiters)) {
+			c.wait(i, waiter{src, edge, messageID})
+			return
+		}
+	}
+	status := StatusUnavailable
+	if c.room(v) {
+		var i *instance
+		if i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id)); i != nil {
+			c.wait(i, waiter{src, edge, messageID})
+			return
+		}
+	}
+	if unwell != nil {
+		c.offer(src, edge, messageID, unwell)
+		return
+	}
+	c.refuse(src, edge, messageID, status)
+}
+
+func (c *managerCore) wait(i *instance, w waiter) {
+	i.waiters = append(i.waiters, w)
+	c.waiting[offerKey{w.src.id, w.messageID}] = true
+}
+
+func (c *managerCore) serveWaiters(i *instance) {
+	waiters := i.waiters
+	i.waiters = nil
+	for _, w := range waiters {
+		delete(c.waiting, offerKey{w.src.id, w.messageID})
+		switch {
+		case w.src.state == instanceRunning || w.src.state == instanceStarting:
+			c.offer(w.src, w.edge, w.messageID, i)
+		case w.src.live():
+			c.refuse(w.src, w.edge, w.messageID, StatusUnavailable)
+		}
+	}
+}
+
+func (c *managerCore) failWaiters(i *instance, status Status) {
+	waiters := i.waiters
+	i.waiters = nil
+	for _, w := range waiters {
+		c.refuse(w.src, w.edge, w.messageID, status)
+	}
+}
+
+// offer grants a session: the event is recorded before the answer is sent.
+func (c *managerCore) offer(src *instance, edge int, messageID int64, dst *instance) {
+	e := &src.v.edges[edge]
+	c.record(Event{Kind: EventSessionOffered, Graph: src.v.app.name, Source: src.id, Destination: dst.id,
+		Service: dst.v.service, Node: dst.a.addr, Plug: e.plug, Socket: e.socket, MessageID: messageID})
+	id := c.events[len(c.events)-1].Session
+	key := offerKey{src.id, messageID}
+	c.offers[key] = uint32(id)
+	c.expiries = append(c.expiries, offerExpiry{c.now + c.cfg.AckTimeout, key, id})
+	c.answer(src, sessionAnswer{messageID, edge, dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
+}
+
+// refuse answers a request with a failure.
+func (c *managerCore) refuse(src *instance, edge int, messageID int64, status Status) {
+	delete(c.waiting, offerKey{src.id, messageID})
+	if !src.live() {
+		return
+	}
+	e := &src.v.edges[edge]
+	c.record(Event{Kind: EventSessionRefused, Graph: src.v.app.name, Node: src.a.addr, Source: src.id, Service: e.to.service,
+		Plug: e.plug, Socket: e.socket, MessageID: messageID, Status: status})
+	ans := sessionAnswer{messageID: messageID, edge: edge, status: status}
+	src.answers.add(ans)
+	c.answer(src, ans)
+}
+
+func (c *managerCore) answer(src *instance, ans sessionAnswer) {
+	e := &src.v.edges[ans.edge]
+	c.send(src.a, &SessionResponse{
+		Header:            Header{MessageID: ans.messageID, SubType: ManagerToAgent},
+		SourceServiceName: src.v.service, SourceServiceInstanceID: src.id,
+		DestServiceName: e.to.service, DestServiceInstanceID: ans.dest, DestSocketName: e.socket,
+		DestServiceInstanceNetworkAddress: ans.address, DestSocketPort: ans.port, Status: ans.status,
+	})
+}
+
+// sessionFailure is the answer to a request that names no instance of its
+// sender, or no edge: it repeats what the request says.
+func sessionFailure(m *SessionRequest, status Status) *SessionResponse {
+	r := &SessionResponse{
+		Header:            Header{MessageID: m.MessageID, SubType: ManagerToAgent},
+		SourceServiceName: strings.Clone(m.SourceServiceName), SourceServiceInstanceID: m.SourceServiceInstanceID,
+		DestServiceName: strings.Clone(m.DestServiceName), DestSocketName: strings.Clone(m.DestSocketName), Status: status,
+	}
+	return r
+}
+
+// sessionAck completes the set-up of an offered session, or ends it.
+func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
+	src := c.instances[m.SourceServiceInstanceID]
+	if src == nil || src.a != a {
+		c.dropped++
+		return
+	}
+	key := offerKey{src.id, m.MessageID}
+	slot := c.offers[key]
+	if slot == 0 {
+		c.dropped++ // a duplicate, or too late
+		return
+	}
+	c.takeOffer(key, slot)
+	s := c.sessions.at(slot)
+	dst := c.slots[s.dst]
+	if !m.Status.Success() {
+		if m.Status >= 500 {
+			dst.suspect = true // the next request may go to another instance
+		}
+		c.sessionClosed(slot, m.Status, "dial failed")
+		return
+	}
+	edge := s.edge
+	if old := c.findSession(src.a, m.SourcePlugPort, dst, func(o *session) bool { return o.src == s.src && o.edge == edge }); old != 0 {
+		// The same ports again: the report that the old one closed was lost.
+		c.sessionClosed(old, StatusSessionBroken, "its ports are in use again")
+	}
+	e := &src.v.edges[edge]
+	c.record(Event{Kind: EventSessionOpened, Graph: src.v.app.name, Session: c.sessions.id(slot), Source: src.id, Destination: dst.id,
+		Service: dst.v.service, Plug: e.plug, Socket: e.socket, PlugPort: m.SourcePlugPort, NewPort: m.DestSocketNewPort,
+		MessageID: m.MessageID, Status: m.Status})
+	if s.closeWhen {
+		c.closeSession(slot, "asked for before it was acknowledged")
+	}
+}
+
+// takeOffer takes an offer out of the tables. Its answer stays known, for a
+// duplicate of the request.
+func (c *managerCore) takeOffer(key offerKey, slot uint32) {
+	delete(c.offers, key)
+	s := c.sessions.at(slot)
+	src, dst := c.slots[s.src], c.slots[s.dst]
+	e := &src.v.edges[s.edge]
+	src.answers.add(sessionAnswer{key.messageID, int(s.edge), dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
+	// Most offers are acknowledged long before they expire.
+	if len(c.expiries) > 2*len(c.offers)+64 {
+		keep := c.expiries[:0]
+		for _, x := range c.expiries {
+			if c.offers[x.key] == uint32(x.id) {
+				keep = append(keep, x)
+			}
+		}
+		c.expiries = keep
+	}
+}
+
+func (c *managerCore) expireOffers() {
+	n := 0
+	for n < len(c.expiries) && c.expiries[n].at <= c.now {
+		x := c.expiries[n]
+		n++
+		if slot := c.sessions.lookup(x.id); slot != 0 && c.offers[x.key] == slot {
+			c.sessionClosed(slot, StatusTimeout, "not acknowledged")
+		}
+	}
+	if n > 0 {
+		c.expiries = c.expiries[:copy(c.expiries, c.expiries[n:])]
+	}
+}
+
+// findSession finds an acknowledged session by its connection.
+func (c *managerCore) findSession(node *agent, plugPort uint16, dst *instance, match func(*session) bool) uint32 {
+	return c.sessions.find(node.index, plugPort, dst.slot, match)
+}
+
+// sourceCloseInfo handles the report of a session's end from its client.
+func (c *managerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
+	src, dst := c.instances[m.SourceServiceInstanceID], c.instances[m.DestServiceInstanceID]
+	if src == nil || dst == nil {
+		c.dropped++ // an end is gone, and its sessions with it
+		return
+	}
+	if src.a != a {
+		c.violation(a.conn, fmt.Sprintf("close info for instance %d, which is not its own", src.id))
+		return
+	}
+	slot := c.findSession(a, m.SourcePlugPort, dst, func(s *session) bool {
+		return s.src == src.slot && src.v.edges[s.edge].plug == m.SourcePlugName
+	})
+	c.closeReported(slot, m.Status, "reported by "+src.v.service)
+}
+
+// destCloseInfo handles the report of a session's end from its server, who
+// knows of its client only the address and the port.
+func (c *managerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
+	dst := c.instances[m.DestServiceInstanceID]
+	node := c.byAddr[m.SourceServiceInstanceNetworkAddress]
+	if dst == nil || node == nil {
+		c.dropped++
+		return
+	}
+	if dst.a != a {
+		c.violation(a.conn, fmt.Sprintf("close info for instance %d, which is not its own", dst.id))
+		return
+	}
+	slot := c.findSession(node, m.SourcePlugPort, dst, func(s *session) bool {
+		return c.slots[s.src].v.edges[s.edge].socket == m.DestSocketName
+	})
+	c.closeReported(slot, m.Status, "reported by "+dst.v.service)
+}
+
+func (c *managerCore) closeReported(slot uint32, status Status, cause string) {
+	if slot == 0 {
+		c.dropped++ // the other end reported it first
+		return
+	}
+	c.sessionClosed(slot, status, cause)
+}
+
+// sessionClosed ends a session, whatever its state, and goes on with what
+// waited for that.
+func (c *managerCore) sessionClosed(slot uint32, status Status, cause string) {
+	s := c.sessions.at(slot)
+	src, dst := c.slots[s.src], c.slots[s.dst]
+	if s.state == SessionOffered {
+		if key := (offerKey{src.id, s.messageID}); c.offers[key] == slot {
+			c.takeOffer(key, slot)
+		}
+	}
+	e := &src.v.edges[s.edge]
+	c.record(Event{Kind: EventSessionClosed, Graph: src.v.app.name, Session: c.sessions.id(slot), Source: src.id, Destination: dst.id,
+		Service: dst.v.service, Plug: e.plug, Socket: e.socket, PlugPort: s.plugPort, NewPort: s.newPort,
+		MessageID: s.messageID, Status: status, Cause: cause})
+	for _, i := range [...]*instance{src, dst} {
+		if i.state >= instanceDraining {
+			c.drained(i)
+		} else {
+			c.armIdle(i)
+		}
+	}
+}
+
+// closeSession has a session closed at its source; if that does not do it, at
+// its destination.
+func (c *managerCore) closeSession(slot uint32, cause string) {
+	s := c.sessions.at(slot)
+	switch s.state {
+	case SessionOffered:
+		s.closeWhen = true
+		return
+	case SessionClosing:
+		return
+	}
+	s.state = SessionClosing
+	id := c.sessions.id(slot)
+	closed := func(st Status) bool { return st.Success() || st == StatusNotFound || st == StatusGone }
+	end := func(status Status, how string) {
+		if slot := c.sessions.lookup(id); slot != 0 {
+			c.sessionClosed(slot, status, cause+how)
+		}
+	}
+	c.askSource(slot, func(st Status) {
+		if closed(st) {
+			end(StatusOK, ", closed by the Manager")
+			return
+		}
+		if slot := c.sessions.lookup(id); slot != 0 {
+			c.askDestination(slot, func(st Status) {
+				if closed(st) {
+					end(StatusOK, ", closed by the Manager at its destination")
+				} else {
+					end(StatusSessionBroken, ", neither end answered")
+				}
+			})
+		}
+	})
+}
+
+// closeFarEnds has the far end of each session of an instance that is going,
+// or gone, close it.
+func (c *managerCore) closeFarEnds(i *instance) {
+	c.eachSession(i, func(slot uint32) {
+		s := c.sessions.at(slot)
+		if s.state == SessionOffered {
+			return // there is no connection to name yet
+		}
+		s.state = SessionClosing
+		id := c.sessions.id(slot)
+		done := func(Status) {
+			if slot := c.sessions.lookup(id); slot != 0 {
+				c.sessionClosed(slot, StatusSessionBroken, "shutdown of "+i.v.service)
+			}
+		}
+		if s.src == i.slot {
+			c.askDestination(slot, done)
+		} else {
+			c.askSource(slot, done)
+		}
+	})
+}
+
+func (c *managerCore) askSource(slot uint32, done func(Status)) {
+	s := c.sessionStatus(slot)
+	c.askEnd(c.slots[c.sessions.at(slot).src], &SourceSessionCloseRequest{
+		Header:            Header{SubType: ManagerToAgent},
+		SourceServiceName: s.SourceService, SourceServiceInstanceID: s.Source, SourceServiceInstanceNetworkAddress: s.SourceAddress,
+		SourcePlugName: s.Plug, SourcePlugPort: s.PlugPort, DestServiceName: s.DestinationService,
+		DestServiceInstanceNetworkAddress: s.DestinationAddress, DestSocketName: s.Socket,
+		DestSocketPort: s.SocketPort, DestSocketNewPort: s.NewPort,
+	}, TypeSourceSessionCloseResponse, done)
+}
+
+func (c *managerCore) askDestination(slot uint32, done func(Status)) {
+	s := c.sessionStatus(slot)
+	c.askEnd(c.slots[c.sessions.at(slot).dst], &DestSessionCloseRequest{
+		Header:          Header{SubType: ManagerToAgent},
+		DestServiceName: s.DestinationService, DestServiceInstanceID: s.Destination, DestServiceInstanceNetworkAddress: s.DestinationAddress,
+		SourceServiceInstanceNetworkAddress: s.SourceAddress, SourcePlugName: s.Plug, SourcePlugPort: s.PlugPort,
+		DestSocketName: s.Socket, DestSocketPort: s.SocketPort, DestSocketNewPort: s.NewPort,
+	}, TypeDestSessionCloseResponse, done)
+}
+
+// askEnd asks an instance to close its end. One whose agent is away is not
+// waited for.
+func (c *managerCore) askEnd(i *instance, m Message, want Type, done func(Status)) {
+	if !i.a.up() {
+		done(StatusUnavailable)
+		return
+	}
+	c.request(i.a, m, want, c.cfg.RequestTimeout, done)
+}

@@ -1,0 +1,540 @@
+package ssmmp
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// A connID is one connection of a runtime. It is its epoch as well: a runtime
+// never gives the same one twice. Zero means none.
+type connID uint64
+
+// A cnapp is a deployed graph in the form that the Manager's core works on.
+type cnapp struct {
+	name     string
+	graph    *Graph
+	vertices []*vertex
+	byName   map[string]*vertex
+	retiring bool // undeployed; its last instances are ending
+}
+
+// A vertex is a place of a cnapp, with the instances that stand there.
+type vertex struct {
+	app     *cnapp
+	name    string
+	service string
+	kind    Kind
+	sockets []Socket
+	edges   []vertexEdge
+	plugs   []PlugTarget // the edges, as execution_request wants them
+	depth   int          // length of the shortest way from a gateway
+
+	instances []*instance // not ended, in the order of their ids
+
+	// Starts that failed or died young, for backing off.
+	quickEnds    int
+	lastEnd      time.Duration
+	notBefore    time.Duration
+	lastNode     *agent // where a storage service stood last
+	restartArmed bool   // a timer will start this gateway again
+}
+
+type vertexEdge struct {
+	plug   string
+	socket string
+	to     *vertex
+}
+
+func (v *vertex) edge(plug string) (int, bool) {
+	for i := range v.edges {
+		if v.edges[i].plug == plug {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// newCNApp compiles a valid graph.
+func newCNApp(g *Graph) *cnapp {
+	app := &cnapp{name: g.Name, graph: g.Clone(), byName: map[string]*vertex{}}
+	services := map[string]*Service{}
+	for i := range app.graph.Services {
+		services[app.graph.Services[i].Name] = &app.graph.Services[i]
+	}
+	for _, gv := range app.graph.Vertices {
+		s := services[gv.Service]
+		v := &vertex{app: app, name: gv.Name, service: s.Name, kind: s.Kind, sockets: s.Sockets, depth: -1}
+		app.byName[v.name] = v
+		app.vertices = append(app.vertices, v)
+	}
+	for _, e := range app.graph.Edges {
+		from, to := app.byName[e.From], app.byName[e.To]
+		from.edges = append(from.edges, vertexEdge{e.Plug, e.Socket, to})
+		from.plugs = append(from.plugs, PlugTarget{Plug: e.Plug, Socket: e.Socket, Service: to.service})
+	}
+	// Breadth first from the gateways.
+	var queue []*vertex
+	for _, v := range app.vertices {
+		if v.kind == Gateway {
+			v.depth = 0
+			queue = append(queue, v)
+		}
+	}
+	for i := 0; i < len(queue); i++ {
+		for _, e := range queue[i].edges {
+			if e.to.depth < 0 {
+				e.to.depth = queue[i].depth + 1
+				queue = append(queue, e.to)
+			}
+		}
+	}
+	return app
+}
+
+// An agent is what the Manager knows of one node.
+type agent struct {
+	index    uint32 // place in managerCore.agents
+	addr     netip.Addr
+	identity string // of the agent's process, empty if it told none
+	services []string
+	conn     connID // zero while it is away
+	lost     bool
+
+	instances []*instance // not ended, in the order of their ids
+	ports     portTable
+
+	awaySince    time.Duration
+	healthAsked  int64 // message id of the request under way, 0 when answered
+	healthMissed int
+}
+
+func (a *agent) up() bool { return a.conn != 0 }
+
+func (a *agent) state() AgentState {
+	switch {
+	case a.up():
+		return AgentUp
+	case a.lost:
+		return AgentIsLost
+	}
+	return AgentIsAway
+}
+
+// portTable gives a node's ports to sockets. A port that was freed rests, so
+// that what lingers of its connections cannot reach its next owner.
+type portTable struct {
+	first, last uint16
+	linger      time.Duration
+	held        map[uint16]InstanceID
+	freed       map[uint16]time.Duration
+	next        uint16
+}
+
+// take returns a free port, 0 if there is none.
+func (p *portTable) take(id InstanceID, now time.Duration) uint16 {
+	for range int(p.last-p.first) + 1 {
+		port := max(p.next, p.first)
+		if p.next = port + 1; port >= p.last {
+			p.next = p.first
+		}
+		at, used := p.freed[port]
+		if p.held[port] == 0 && (!used || now-at >= p.linger) {
+			p.hold(port, id)
+			return port
+		}
+	}
+	return 0
+}
+
+// available tells whether n ports can be taken.
+func (p *portTable) available(n int, now time.Duration) bool {
+	size := int(p.last-p.first) + 1
+	if size-len(p.held)-len(p.freed) >= n {
+		return true
+	}
+	for port := p.first; n > 0; port++ {
+		if at, used := p.freed[port]; p.held[port] == 0 && (!used || now-at >= p.linger) {
+			n--
+		}
+		if port == p.last {
+			break
+		}
+	}
+	return n <= 0
+}
+
+func (p *portTable) hold(port uint16, id InstanceID) {
+	if p.held == nil {
+		p.held, p.freed = map[uint16]InstanceID{}, map[uint16]time.Duration{}
+	}
+	p.held[port] = id
+	delete(p.freed, port)
+}
+
+func (p *portTable) free(port uint16, now time.Duration) {
+	delete(p.held, port)
+	if port >= p.first && port <= p.last {
+		p.freed[port] = now
+	}
+}
+
+// An instanceState tells how far an instance is. The states only go forward.
+type instanceState uint8
+
+const (
+	instanceStarting instanceState = iota // execution_request is under way
+	instanceRunning                       // ready
+	instanceDraining                      // its sessions are being closed
+	instanceStopping                      // graceful_shutdown_request is under way
+	instanceKilling                       // far ends are closing, or hard_shutdown_request is under way
+	instanceEnded                         // runs no more; out of all tables
+)
+
+// An instance is what the Manager knows of one service instance.
+type instance struct {
+	id      InstanceID
+	slot    uint32 // in managerCore.slots and in the session table
+	v       *vertex
+	a       *agent
+	sockets []SocketPort
+	state   instanceState
+
+	started  time.Duration // when it was requested
+	ready    time.Duration // when it was ready
+	waiters  []waiter      // session requests that wait for it to be ready
+	hard     bool          // the shutdown under way is a hard one
+	killSent bool
+	why      string // cause of the shutdown under way
+
+	status       Status // last reported health
+	suspect      bool   // a dial to it failed since it last reported well
+	healthAsked  int64
+	healthMissed int
+	idleSince    time.Duration
+	idleArmed    bool
+
+	newestMessage int64 // the greatest message id that it used
+	answers       answerRing
+}
+
+func (i *instance) live() bool { return i.state != instanceEnded }
+
+func (i *instance) port(socket string) uint16 {
+	for _, s := range i.sockets {
+		if s.Socket == socket {
+			return s.Port
+		}
+	}
+	return 0
+}
+
+// A waiter is a session request whose answer waits for an instance to start.
+type waiter struct {
+	src       *instance
+	edge      int
+	messageID int64
+}
+
+// An answerRing remembers the answers that an instance got last, so that a
+// duplicate request gets the same one.
+type answerRing struct {
+	ring []sessionAnswer
+	next int
+}
+
+const answersKept = 32
+
+type sessionAnswer struct {
+	messageID int64
+	edge      int
+	dest      InstanceID
+	address   netip.Addr
+	port      uint16
+	status    Status
+}
+
+func (r *answerRing) add(a sessionAnswer) {
+	if len(r.ring) < answersKept {
+		r.ring = append(r.ring, a)
+		return
+	}
+	r.ring[r.next] = a
+	r.next = (r.next + 1) % answersKept
+}
+
+func (r *answerRing) find(messageID int64) (sessionAnswer, bool) {
+	for i := range r.ring {
+		if r.ring[i].messageID == messageID {
+			return r.ring[i], true
+		}
+	}
+	return sessionAnswer{}, false
+}
+
+// record appends an event to the history and applies it. All lasting state
+// changes here and in evolve, nowhere else.
+func (c *managerCore) record(ev Event) {
+	c.events = append(c.events, ev)
+	c.evolve(&c.events[len(c.events)-1])
+}
+
+// evolve applies an event to the state: it decides nothing and sends nothing.
+func (c *managerCore) evolve(ev *Event) {
+	switch ev.Kind {
+	case EventAgentRegistered:
+		a := c.byAddr[ev.Node]
+		if a == nil {
+			a = &agent{index: uint32(len(c.agents)), addr: ev.Node}
+			a.ports = portTable{first: c.cfg.FirstPort, last: c.cfg.LastPort, linger: c.cfg.PortLinger}
+			c.agents = append(c.agents, a)
+			c.byAddr[ev.Node] = a
+		}
+		a.lost = false
+
+	case EventAgentAway:
+		c.byAddr[ev.Node].awaySince = c.now
+
+	case EventAgentLost:
+		c.byAddr[ev.Node].lost = true
+
+	case EventInstanceRequested:
+		a, v := c.byAddr[ev.Node], c.vertex(ev.Graph, ev.Vertex)
+		i := &instance{id: ev.Instance, v: v, a: a, sockets: ev.Sockets, started: c.now, idleSince: c.now}
+		if n := len(c.freeSlots); n > 0 {
+			i.slot, c.freeSlots = c.freeSlots[n-1], c.freeSlots[:n-1]
+			c.slots[i.slot] = i
+		} else {
+			if len(c.slots) == 0 {
+				c.slots = append(c.slots, nil)
+			}
+			i.slot = uint32(len(c.slots))
+			c.slots = append(c.slots, i)
+		}
+		c.sessions.instance(i.slot, a.index)
+		c.instances[i.id] = i
+		c.lastInstance = max(c.lastInstance, i.id)
+		v.instances = append(v.instances, i)
+		v.lastNode = a
+		a.instances = append(a.instances, i)
+		for _, s := range i.sockets {
+			a.ports.hold(s.Port, i.id)
+		}
+
+	case EventInstanceReady:
+		i := c.instances[ev.Instance]
+		i.ready = c.now
+		if i.state == instanceStarting {
+			i.state = instanceRunning
+		}
+
+	case EventInstanceStopping:
+		i := c.instances[ev.Instance]
+		i.state, i.why = instanceDraining, ev.Cause
+
+	case EventInstanceEnded:
+		i := c.instances[ev.Instance]
+		i.state = instanceEnded
+		for _, s := range i.sockets {
+			i.a.ports.free(s.Port, c.now)
+		}
+		same := func(o *instance) bool { return o == i }
+		i.v.instances = slices.DeleteFunc(i.v.instances, same)
+		i.a.instances = slices.DeleteFunc(i.a.instances, same)
+		delete(c.instances, i.id)
+		c.slots[i.slot] = nil
+		c.freeSlots = append(c.freeSlots, i.slot)
+
+	case EventSessionOffered:
+		src, dst := c.instances[ev.Source], c.instances[ev.Destination]
+		edge, _ := src.v.edge(ev.Plug)
+		ev.Session = c.sessions.id(c.sessions.offer(src.slot, dst.slot, uint16(edge), ev.MessageID))
+
+	case EventSessionOpened:
+		c.sessions.open(c.sessions.lookup(ev.Session), ev.PlugPort, ev.NewPort)
+
+	case EventSessionClosed:
+		slot := c.sessions.lookup(ev.Session)
+		s := c.sessions.at(slot)
+		src, dst := c.slots[s.src], c.slots[s.dst]
+		c.sessions.remove(slot)
+		for _, i := range [...]*instance{src, dst} {
+			if c.sessionsOf(i) == 0 {
+				i.idleSince = c.now
+			}
+		}
+
+	case EventGraphDeployed:
+		if app := c.app(ev.Graph); app == nil {
+			c.apps = append(c.apps, newCNApp(c.graphs[ev.Graph]))
+		}
+
+	case EventGraphUndeployed:
+		c.app(ev.Graph).retiring = true
+
+	case EventHealthChanged:
+		c.instances[ev.Instance].status = ev.Status
+	}
+}
+
+func (c *managerCore) app(name string) *cnapp {
+	for _, a := range c.apps {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+func (c *managerCore) vertex(app, name string) *vertex {
+	if a := c.app(app); a != nil {
+		return a.byName[name]
+	}
+	return nil
+}
+
+// sessionsOf counts the sessions that an instance is an end of.
+func (c *managerCore) sessionsOf(i *instance) int {
+	e := &c.sessions.ends[i.slot]
+	return int(e.srcLen + e.dstLen)
+}
+
+// eachSession calls f with the slot of every session of an instance. What f
+// does may end any of them; those are passed over.
+func (c *managerCore) eachSession(i *instance, f func(slot uint32)) {
+	t := &c.sessions
+	ids := make([]SessionID, 0, c.sessionsOf(i))
+	for slot := t.ends[i.slot].srcHead; slot != 0; slot = t.at(slot).srcNext {
+		ids = append(ids, t.id(slot))
+	}
+	for slot := t.ends[i.slot].dstHead; slot != 0; slot = t.at(slot).dstNext {
+		ids = append(ids, t.id(slot))
+	}
+	for _, id := range ids {
+		if slot := t.lookup(id); slot != 0 {
+			f(slot)
+		}
+	}
+}
+
+// An AgentState tells whether a node can be used.
+type AgentState string
+
+// The states of an agent.
+const (
+	AgentUp     AgentState = "up"
+	AgentIsAway AgentState = "away" // its connection ended; its instances are taken to run
+	AgentIsLost AgentState = "lost" // it stayed away; its instances are taken to be dead
+)
+
+// A Snapshot is the Manager's state at one moment, consistent in itself.
+type Snapshot struct {
+	Seq       uint64 // of the last event that it includes
+	Graphs    []GraphStatus
+	Agents    []AgentStatus    // in the order of their first registration
+	Instances []InstanceStatus // in the order of their ids
+	Sessions  []SessionStatus  // in the order of their sources, then newest first
+}
+
+// A GraphStatus is a deployed graph in a Snapshot.
+type GraphStatus struct {
+	Name     string
+	Retiring bool // undeployed; its last instances are ending
+}
+
+// An AgentStatus is an agent in a Snapshot.
+type AgentStatus struct {
+	Address  netip.Addr
+	State    AgentState
+	Services []string // its repository
+	Unknown  []string // those of Services that no deployed graph has
+}
+
+// An InstanceStatus is a service instance in a Snapshot.
+type InstanceStatus struct {
+	ID       InstanceID
+	Graph    string
+	Vertex   string
+	Service  string
+	Kind     Kind
+	Node     netip.Addr
+	Sockets  []SocketPort
+	State    string // "starting", "running", "draining", "stopping", "killing"
+	Health   Status // last reported, zero before the first report
+	Sessions int    // that it is an end of
+}
+
+// A SessionStatus is a session in a Snapshot: everything that PROTOCOL
+// section 3 has the Manager know of it.
+type SessionStatus struct {
+	ID                 SessionID
+	State              SessionState
+	Source             InstanceID
+	SourceService      string
+	SourceAddress      netip.Addr
+	Plug               string
+	PlugPort           uint16 // m, zero until it is acknowledged
+	Destination        InstanceID
+	DestinationService string
+	DestinationAddress netip.Addr
+	Socket             string
+	SocketPort         uint16 // k
+	NewPort            uint16 // l, zero until it is acknowledged
+}
+
+var instanceStateNames = [...]string{"starting", "running", "draining", "stopping", "killing", "ended"}
+
+func (c *managerCore) snapshot() Snapshot {
+	var s Snapshot
+	known := map[string]bool{}
+	for _, a := range c.apps {
+		s.Graphs = append(s.Graphs, GraphStatus{Name: a.name, Retiring: a.retiring})
+		for _, v := range a.vertices {
+			known[v.service] = true
+		}
+	}
+	for _, a := range c.agents {
+		st := AgentStatus{Address: a.addr, State: a.state(), Services: slices.Clone(a.services)}
+		for _, name := range a.services {
+			if !known[name] {
+				st.Unknown = append(st.Unknown, name)
+			}
+		}
+		s.Agents = append(s.Agents, st)
+	}
+	for _, i := range c.inOrder() {
+		s.Instances = append(s.Instances, InstanceStatus{
+			ID: i.id, Graph: i.v.app.name, Vertex: i.v.name, Service: i.v.service, Kind: i.v.kind,
+			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStateNames[i.state],
+			Health: i.status, Sessions: c.sessionsOf(i),
+		})
+		for slot := c.sessions.ends[i.slot].srcHead; slot != 0; slot = c.sessions.at(slot).srcNext {
+			s.Sessions = append(s.Sessions, c.sessionStatus(slot))
+		}
+	}
+	return s
+}
+
+func (c *managerCore) sessionStatus(slot uint32) SessionStatus {
+	s := c.sessions.at(slot)
+	src, dst := c.slots[s.src], c.slots[s.dst]
+	e := src.v.edges[s.edge]
+	return SessionStatus{
+		ID: c.sessions.id(slot), State: s.state,
+		Source: src.id, SourceService: src.v.service, SourceAddress: src.a.addr, Plug: e.plug, PlugPort: s.plugPort,
+		Destination: dst.id, DestinationService: dst.v.service, DestinationAddress: dst.a.addr,
+		Socket: e.socket, SocketPort: dst.port(e.socket), NewPort: s.newPort,
+	}
+}
+
+// inOrder returns the live instances by id: maps have no order of their own.
+func (c *managerCore) inOrder() []*instance {
+	all := make([]*instance, 0, len(c.instances))
+	for _, i := range c.slots {
+		if i != nil {
+			all = append(all, i)
+		}
+	}
+	slices.SortFunc(all, func(a, b *instance) int { return int(a.id - b.id) })
+	return all
+}
