@@ -332,7 +332,7 @@ func TestMemCrash(t *testing.T) {
 			"Write at the peer":            result(func() error { _, err := outServer.Write(make([]byte, 1<<20)); return err }),
 			"Dial from the crashing host":  result(func() error { _, err := crashing.Dial(t.Context(), "10.0.0.2:70"); return err }),
 			"Write at the crashing host":   result(func() error { _, err := full.Write(make([]byte, 1<<20)); return err }),
-			"2nd Write at the peer's end":  result(func() error { _, err := outServer.Write(make([]byte, 1)); return err }),
+			"2nd Write at the peer":        result(func() error { _, err := outServer.Write(make([]byte, 1<<20)); return err }),
 			"Write after the peer's Crash": nil,
 			"Read after the peer's Crash":  nil,
 		}
