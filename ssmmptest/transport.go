@@ -379,7 +379,6 @@ func testCloseWakesRead(t *testing.T, p *pair) {
 		_, err := io.Copy(io.Discard, struct{ io.Reader }{client})
 		errs <- err
 	}()
-	// When the other end has this, the reader is about to read again.
 	if _, err := io.WriteString(server, "x"); err != nil {
 		t.Fatal(err)
 	}
