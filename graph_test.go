@@ -210,12 +210,14 @@ func TestGraphClone(t *testing.T) {
 	}
 }
 
-// A builder that goes on after Build does not change what it built.
+// A builder keeps what it was given, and when it goes on after Build it does not
+// change what it built.
 func TestGraphBuilderGoesOn(t *testing.T) {
 	t.Parallel()
 	out := Out{"P1"}
 	b := NewGraph("g").Gateway("A", FixedPorts{"S2": 82, "S1": 81, "S3": 80}, out).
 		Storage("D", In{"S"}).Edge("A", "P1", "S", "D")
+	out[0] = "other"
 	first, err := b.Build()
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +226,6 @@ func TestGraphBuilderGoesOn(t *testing.T) {
 	if s := first.Services[0].Sockets; !slices.Equal(s, []Socket{{"S1", 81}, {"S2", 82}, {"S3", 80}}) {
 		t.Errorf("the gateway's sockets are %v, want them in the order of their names", s)
 	}
-	out[0] = "other"
 	b.Storage("E", In{"S"}).At("D2", "D")
 	if _, err := b.Build(); err == nil {
 		t.Error("Build takes vertices to which nothing leads")

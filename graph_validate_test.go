@@ -86,6 +86,8 @@ func TestValidateFaults(t *testing.T) {
 			[]string{"service cart: duplicate service"}},
 		{"duplicate vertex", func(g *Graph) { g.Vertices = append(g.Vertices, g.Vertices[shopVertexCart2]) },
 			[]string{"vertex cart2: duplicate vertex"}},
+		{"duplicate vertex of another service", func(g *Graph) { g.Vertices = append(g.Vertices, Vertex{"db", "cart"}) },
+			[]string{"vertex db: duplicate vertex"}},
 		{"duplicate socket", func(g *Graph) { s := &g.Services[shopDB]; s.Sockets = append(s.Sockets, Socket{Name: "S2"}) },
 			[]string{"service db: S2: duplicate socket"}},
 		{"duplicate plug", func(g *Graph) { s := &g.Services[shopCart]; s.Plugs = append(s.Plugs, "P3") },
@@ -265,14 +267,16 @@ func graphFaults(t testing.TB, err error) []*GraphError {
 	return faults
 }
 
-// A graph with more faults than can be listed costs no more than its size,
-// here of 4,000,000 plugs without an edge and of a name of a megabyte.
+// A graph with more faults than can be listed costs no more than its size:
+// here 2,000,000,000 plugs of vertices have no edge, and one has a long name.
 func TestValidateManyFaults(t *testing.T) {
 	t.Parallel()
 	g := &Graph{Name: "many"}
-	s := Service{Name: strings.Repeat("n", 1<<20), Kind: Regular}
-	for i := range 2000 {
+	s := Service{Name: "s", Kind: Regular, Plugs: []string{strings.Repeat("P", 2<<20)}}
+	for i := range 100_000 {
 		s.Plugs = append(s.Plugs, fmt.Sprint("P", i))
+	}
+	for i := range 20_000 {
 		g.Vertices = append(g.Vertices, Vertex{fmt.Sprint("v", i), s.Name})
 	}
 	g.Services = append(g.Services, s)

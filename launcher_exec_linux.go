@@ -28,9 +28,9 @@ type tree struct {
 
 	// mu lets one look at /proc follow another, so that seen only gains.
 	mu sync.Mutex
-	// seen are the members that the last look found: their starts by
-	// pid. Without a mark,
-	// nothing tells that one whose parent has ended since is of the tree.
+	// seen are the members that the last look found, their starts by pid.
+	// Nothing else tells that one without a mark, whose parent has ended since,
+	// is of the tree.
 	seen map[int]uint64
 }
 
@@ -98,7 +98,7 @@ func (t *tree) members() []procStat {
 		s, err := readStat(pid)
 		switch {
 		case err != nil || !s.alive() || s.start < t.start || pid == self:
-		case pid == t.pid || s.pgrp == t.pid || t.seen[pid] == s.start || t.marked(s):
+		case pid == t.pid || s.pgrp == t.pid || t.saw(s) || t.marked(s):
 			members = append(members, s)
 		default:
 			children[s.ppid] = append(children[s.ppid], s)
@@ -120,6 +120,12 @@ func (t *tree) members() []procStat {
 		t.seen[m.pid] = m.start
 	}
 	return members
+}
+
+// saw reports whether the last look found that very process to be a member.
+func (t *tree) saw(s procStat) bool {
+	start, ok := t.seen[s.pid]
+	return ok && start == s.start
 }
 
 // marked reports whether a process has the instance's marks in the environment

@@ -15,10 +15,10 @@ const pingPongSize = 250
 func BenchmarkPingPong(b *testing.B) {
 	for _, way := range pingPongWays {
 		b.Run(way.name, func(b *testing.B) {
-			client := startEcho(b, way.pair)
+			client, buf := startEcho(b, way.pair), make([]byte, pingPongSize)
 			b.ReportAllocs()
 			for b.Loop() {
-				pingPong(b, client)
+				pingPong(b, client, buf)
 			}
 		})
 	}
@@ -30,6 +30,7 @@ func BenchmarkPingPongRatio(b *testing.B) {
 	const turn = 1000
 	clients := make([]io.ReadWriter, len(pingPongWays))
 	took := make([]time.Duration, len(pingPongWays))
+	buf := make([]byte, pingPongSize)
 	for i, way := range pingPongWays {
 		clients[i] = startEcho(b, way.pair)
 	}
@@ -37,7 +38,7 @@ func BenchmarkPingPongRatio(b *testing.B) {
 		for i, client := range clients {
 			start := time.Now()
 			for range turn {
-				pingPong(b, client)
+				pingPong(b, client, buf)
 			}
 			took[i] += time.Since(start)
 		}
@@ -143,12 +144,11 @@ func startEcho(b *testing.B, pair func(*testing.B) (client, server io.ReadWriteC
 	return client
 }
 
-func pingPong(b *testing.B, c io.ReadWriter) {
-	var buf [pingPongSize]byte
-	if _, err := c.Write(buf[:]); err != nil {
+func pingPong(b *testing.B, c io.ReadWriter, buf []byte) {
+	if _, err := c.Write(buf); err != nil {
 		b.Fatal(err)
 	}
-	if _, err := io.ReadFull(c, buf[:]); err != nil {
+	if _, err := io.ReadFull(c, buf); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -332,7 +332,7 @@ func TestMemCrash(t *testing.T) {
 			"Write at the peer":            result(func() error { _, err := outServer.Write(make([]byte, 1<<20)); return err }),
 			"Dial from the crashing host":  result(func() error { _, err := crashing.Dial(t.Context(), "10.0.0.2:70"); return err }),
 			"Write at the crashing host":   result(func() error { _, err := full.Write(make([]byte, 1<<20)); return err }),
-			"2nd Write at the peer's end":  result(func() error { _, err := outServer.Write(make([]byte, 1)); return err }),
+			"2nd Write at the peer":        result(func() error { _, err := outServer.Write(make([]byte, 1<<20)); return err }),
 			"Write after the peer's Crash": nil,
 			"Read after the peer's Crash":  nil,
 		}
@@ -349,6 +349,9 @@ func TestMemCrash(t *testing.T) {
 		_, err := peer.Dial(t.Context(), "10.0.0.1:70")
 		wantErr(t, "Dial after the Crash", err, syscall.ECONNREFUSED)
 
+		if len(peer.ports) != 0 {
+			t.Errorf("the peer keeps %d ports of connections that are reset", len(peer.ports))
+		}
 		if err := in.Close(); err != nil {
 			t.Errorf("Close of a reset connection: %v", err)
 		}
@@ -419,8 +422,8 @@ func TestMemTime(t *testing.T) {
 			t.Fatalf("Read without a deadline: %v", <-errs)
 		}
 		peer.Close()
-		if err := <-errs; err != io.EOF && err != nil {
-			t.Errorf("Read: %v", err)
+		if err := <-errs; err != io.EOF {
+			t.Errorf("Read after the peer's Close: %v, want io.EOF", err)
 		}
 	})
 }
@@ -453,6 +456,35 @@ func TestMemCloseWakes(t *testing.T) {
 			}
 			wantErr(t, "Write", <-first, end.wantWrite)
 			wantErr(t, "Write that waits for another", <-second, end.wantWrite)
+		}
+	})
+}
+
+// TestMemWholeWrites shows that a Write that waits for room lets no other in.
+func TestMemWholeWrites(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		hosts := memHosts(t, "10.0.0.1", "10.0.0.2")
+		c, peer := memConnect(t, hosts[1], memListen(t, hosts[0], "10.0.0.1:70"))
+		for _, letter := range []string{"a", "b", "c"} {
+			go c.Write(bytes.Repeat([]byte(letter), size))
+			synctest.Wait() // all it can do is done
+		}
+		var got []byte
+		for buf := make([]byte, 5000); len(got) < 3*size; {
+			n, err := peer.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, buf[:n]...)
+			synctest.Wait()
+		}
+		for len(got) > 0 {
+			if n := bytes.Count(got[:size], got[:1]); n != size {
+				t.Fatalf("other bytes stand among the %d of one Write: %d are its own", size, n)
+			}
+			got = got[size:]
 		}
 	})
 }
