@@ -292,11 +292,12 @@ func chunk(kind string, id int64, data []byte) message {
 
 // chunkBytes returns the piece of a file that m carries.
 func chunkBytes(m message) ([]byte, error) {
-	if _, err := chunkLen(m); err != nil {
+	n, err := chunkLen(m)
+	if err != nil {
 		return nil, err
 	}
 	data, err := base64.StdEncoding.Strict().DecodeString(m.lines[0])
-	if err != nil {
+	if err != nil || int64(len(data)) != n { // the decoder skips line ends
 		return nil, m.wrong("Line_1 is not base64")
 	}
 	return data, nil
