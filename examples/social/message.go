@@ -236,14 +236,14 @@ func validStatus(status int) bool { return status >= 100 && status < 600 }
 // and the percent sign itself, as % and two hexadecimal digits.
 func appendEscaped(b []byte, text string) []byte {
 	const digits = "0123456789ABCDEF"
+	plain := 0 // where the text that needs no escape begins
 	for i := range len(text) {
 		if c := text[i]; c < ' ' || c > '~' || c == '%' {
-			b = append(b, '%', digits[c>>4], digits[c&15])
-		} else {
-			b = append(b, c)
+			b = append(append(b, text[plain:i]...), '%', digits[c>>4], digits[c&15])
+			plain = i + 1
 		}
 	}
-	return b
+	return append(b, text[plain:]...)
 }
 
 // unescape undoes appendEscaped.

@@ -57,7 +57,7 @@ func TestUserSession(t *testing.T) {
 	}
 
 	size := int64(64 << 20)
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		size = 8<<20 + 1
 	}
 	for _, n := range []int64{0, 1, chunkSize, chunkSize + 1, size} {
