@@ -276,29 +276,12 @@ func defaultVertices(services []Service) []Vertex {
 	return vertices
 }
 
-// graphName reports whether s is a name that does not break the wire
-// (PROTOCOL section 2): [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}.
-func graphName(s string) bool {
-	if s == "" || len(s) > MaxName {
-		return false
-	}
-	for i := range len(s) {
-		switch c := s[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
-		case i > 0 && (c == '.' || c == '-'):
-		default:
-			return false
-		}
-	}
-	return true
-}
-
 // displayName returns a name as it is written in errors: as it is, or quoted
 // and cut short when it is no name, so that an error stays one short line
 // whatever a graph holds.
 func displayName(s string) string {
 	switch {
-	case graphName(s):
+	case ValidName(s):
 		return s
 	case len(s) > MaxName:
 		return fmt.Sprintf("%q...", s[:MaxName])

@@ -85,7 +85,7 @@ func (c *graphCheck) fault(where, value, format string, args ...any) {
 
 // checkName checks a name against the rule of PROTOCOL section 2.
 func (c *graphCheck) checkName(where, name string) {
-	if !graphName(name) {
+	if !ValidName(name) {
 		c.fault(where, name, "not a name of 1 to %d letters, digits, '_', and after the first also '.' and '-'", MaxName)
 	}
 }
