@@ -226,17 +226,20 @@ func (p *execProcess) Owns(c net.Conn) (owns, known bool) {
 	return owns, known
 }
 
-// reap waits for the first process, ends what it left behind, and only then
-// reaps it. It is the only one that does.
+// reap waits for the first process, ends what it left behind, and only then,
+// where the system allows that order, reaps it. It is the only one that does.
 func (p *execProcess) reap() {
 	defer close(p.done)
-	if !p.tree.awaitEnd() {
-		p.wait()
+	unreaped := p.tree.awaitEnd()
+	if !unreaped {
+		p.exit = p.wait()
 	}
 	err := p.sweep()
 
 	p.mu.Lock()
-	p.wait()
+	if unreaped {
+		p.exit = p.wait()
+	}
 	p.reaped = true
 	p.mu.Unlock()
 
@@ -245,17 +248,13 @@ func (p *execProcess) reap() {
 	}
 }
 
-// wait reaps the first process, the first time that it is called.
-func (p *execProcess) wait() {
-	if p.cmd.ProcessState != nil {
-		return
-	}
+// wait reaps the first process and says how it ended.
+func (p *execProcess) wait() Exit {
 	err := p.cmd.Wait()
 	if p.cmd.ProcessState == nil {
-		p.exit = Exit{Code: -1, Reason: err.Error()}
-		return
+		return Exit{Code: -1, Reason: err.Error()}
 	}
-	p.exit = p.tree.exit(p.cmd.ProcessState)
+	return p.tree.exit(p.cmd.ProcessState)
 }
 
 // sweep kills until nothing of the tree is left but its first process, which

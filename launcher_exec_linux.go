@@ -54,7 +54,7 @@ func newTree(first *os.Process, l Launch) *tree {
 }
 
 // awaitEnd blocks until the first process has ended, without reaping it. It
-// returns false if that cannot be had.
+// returns false if that cannot be had, as when SIGCHLD is ignored.
 func (t *tree) awaitEnd() bool {
 	const byPID = 1 // P_PID
 	for {

@@ -76,25 +76,24 @@ func TestFuncKill(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.WithValue(context.Background(), key{}, "kept"))
 		const linger = time.Hour
 		want := Launch{Service: "a", ID: 7, Secret: "s"}
+		told := make(chan struct{})
 		p, err := FuncLauncher(func(ctx context.Context, l Launch) error {
 			if l.ID != want.ID || l.Service != want.Service || l.Secret != want.Secret || ctx.Value(key{}) != "kept" {
 				t.Errorf("got %+v", l)
 			}
 			<-ctx.Done()
+			close(told)
 			time.Sleep(linger)
 			return ctx.Err()
 		}).Launch(ctx, want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ended := make(chan struct{})
-		go func() { p.Wait(); close(ended) }()
-
 		cancel() // governs the start only
 		synctest.Wait()
 		select {
-		case <-ended:
-			t.Error("ended with the context of its start")
+		case <-told:
+			t.Error("told to end with the context of its start")
 		default:
 		}
 
@@ -111,7 +110,6 @@ func TestFuncKill(t *testing.T) {
 		if d := time.Since(began); d != linger {
 			t.Errorf("Wait took %s, want %s", d, linger)
 		}
-		<-ended
 	})
 }
 
