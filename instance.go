@@ -194,9 +194,16 @@ func (i *Instance) dialAgent(ctx context.Context) (net.Conn, error) {
 	}
 }
 
+// attach makes conn the connection to the agent, and says hello on it. It
+// returns nil when the instance has left meanwhile.
 func (i *Instance) attach(conn net.Conn) *link {
-	l := newLink(0, conn)
 	i.mu.Lock()
+	if i.ended {
+		i.mu.Unlock()
+		conn.Close()
+		return nil
+	}
+	l := newLink(0, conn)
 	i.link = l
 	i.mu.Unlock()
 	i.step(instanceInput{Kind: instanceUp})
@@ -206,16 +213,17 @@ func (i *Instance) attach(conn net.Conn) *link {
 // serveAgent reads from the agent, and finds it again when it was away.
 // Sessions go on meanwhile.
 func (i *Instance) serveAgent(l *link) {
-	for {
+	for l != nil {
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
 		}, func(p *ProtocolError) { i.log.Warn("bad line dropped", "error", p) })
 		i.mu.Lock()
 		i.link = nil
+		ended := i.ended
 		i.mu.Unlock()
 		i.step(instanceInput{Kind: instanceDown})
 		l.wait()
-		if i.stopped.Err() != nil {
+		if ended {
 			return
 		}
 		i.log.Warn("the agent is away", "error", err)
@@ -224,9 +232,6 @@ func (i *Instance) serveAgent(l *link) {
 			return
 		}
 		l = i.attach(conn)
-		if i.stopped.Err() != nil {
-			l.close()
-		}
 	}
 }
 
