@@ -1,20 +1,683 @@
 package ssmmp
 
-import "testing"
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
 
-func TestSmoke(t *testing.T) {
-	const s = "type: session_ack ~ message_id: 1000 ~ sub_type: service_to_agent ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_plug_port: 40112 ~ dest_socket_new_port: 54003 ~ status: 200"
-	m, err := ParseMessage(s)
+// A catalogue is testdata/messages.json, the authority on names and order.
+type catalogue struct {
+	FieldTypes map[string]string `json:"field_types"`
+	Messages   []struct {
+		Type   string `json:"type"`
+		Routes []struct {
+			SubType  *string `json:"sub_type"`
+			From, To string
+		} `json:"routes"`
+		Fields []string `json:"fields"`
+	} `json:"messages"`
+}
+
+func readCatalogue(t *testing.T) catalogue {
+	t.Helper()
+	b, err := os.ReadFile("testdata/messages.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := AppendMessage(nil, m)
-	if err != nil || string(b) != s+"\n" {
-		t.Fatal(err, string(b))
+	var c catalogue
+	if err := json.Unmarshal(b, &c); err != nil {
+		t.Fatal(err)
 	}
-	t.Log(testing.AllocsPerRun(100, func() { ParseMessage(s) }), testing.AllocsPerRun(100, func() { AppendMessage(b[:0], m) }), testing.AllocsPerRun(100, func() { Clone(m) }))
-	m, err = ParseMessage("type: health_control_response ~ message_id: 5 ~ status: 200 ~ service_instance_id: 7 ~ sub_type: agent_to_Manager ~ x_a: b")
-	t.Logf("%+v %v", m, err)
-	_, err = ParseMessage("type: health_control_response ~ message_id: 5 ~ status: 20 ~ service_instance_id: 7 ~ sub_type: agent_to_Manager ~ x_a: b")
-	t.Log(err)
+	return c
+}
+
+// samples holds a value of each kind of line, and its written form.
+var samples = map[string]struct {
+	value any
+	text  string
+}{
+	"ip":               {netip.MustParseAddr("10.1.2.3"), "10.1.2.3"},
+	"name":             {"A_1.b-c", "A_1.b-c"},
+	"name_list":        {[]string{"A", "B"}, "(A, B)"},
+	"socket_list":      {[]SocketPort{{"S1", 54000}, {"S2", 54001}}, "S1, 54000 & S2, 54001"},
+	"plug_list":        {[]PlugTarget{{"P1", "S4", "B"}, {"P2", "S2", "C"}}, "P1, S4, B & P2, S2, C"},
+	"positive_integer": {int64(math.MaxInt64), "9223372036854775807"},
+	"port":             {uint16(65535), "65535"},
+	"status":           {Status(200), "200"},
+}
+
+// camel turns a line's name into that of its field.
+func camel(name string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(name, "_") {
+		if word == "id" {
+			word = "ID"
+		}
+		b.WriteString(strings.ToUpper(word[:1]) + word[1:])
+	}
+	return b.String()
+}
+
+// Types, fields, their order, routes and sub_types are those of PROTOCOL
+// section 2, no fewer and no more.
+func TestCatalogue(t *testing.T) {
+	t.Parallel()
+	cat := readCatalogue(t)
+	if got, want := numTypes-1, len(cat.Messages); got != want {
+		t.Errorf("%d types, want %d", got, want)
+	}
+	lines := map[string]bool{"sub_type": true, "message_id": true}
+	hops := 0
+	for i, want := range cat.Messages {
+		typ := Type(i + 1)
+		m := newMessage(typ)
+		if m.Type() != typ || typ.String() != want.Type {
+			t.Fatalf("type %d is %v, named %q, want %q", i+1, m.Type(), typ, want.Type)
+		}
+		v := reflect.ValueOf(m).Elem()
+		if got := v.NumField(); got != len(want.Fields)+1 || v.Type().Field(0).Name != "Header" {
+			t.Errorf("%s has %d fields with its header, want %d", typ, got, len(want.Fields)+1)
+		}
+		var text string
+		for j, name := range want.Fields {
+			lines[name] = true
+			if got := v.Type().Field(j + 1).Name; got != camel(name) {
+				t.Errorf("%s field %d is %s, want %s", typ, j+1, got, camel(name))
+			}
+			s, ok := samples[cat.FieldTypes[name]]
+			if !ok {
+				t.Fatalf("no sample of %s", cat.FieldTypes[name])
+			}
+			f := v.FieldByName(camel(name))
+			f.Set(reflect.ValueOf(s.value).Convert(f.Type()))
+			text += " ~ " + name + ": " + s.text
+		}
+		if got := len(routes[typ]); got != len(want.Routes) {
+			t.Fatalf("%s has %d routes, want %d", typ, got, len(want.Routes))
+		}
+		for j, r := range want.Routes {
+			hops++
+			head := "type: " + want.Type + " ~ message_id: 1"
+			sub := SubType("")
+			if r.SubType != nil {
+				sub = SubType(*r.SubType)
+				head += " ~ sub_type: " + *r.SubType
+			}
+			got := routes[typ][j]
+			if got.sub != sub || got.from.String() != r.From || got.to.String() != r.To {
+				t.Errorf("%s route %d is %v, want %v", typ, j, got, r)
+			}
+			m.Head().MessageID, m.Head().SubType = 1, sub
+			b, err := AppendMessage(nil, m)
+			if want := head + text + "\n"; err != nil || string(b) != want {
+				t.Errorf("encoded %s: %v\n got %q\nwant %q", typ, err, b, want)
+			}
+			back, err := ParseMessage(string(b))
+			if err != nil || !reflect.DeepEqual(back, m) {
+				t.Errorf("decoded %s: %v\n got %+v\nwant %+v", typ, err, back, m)
+			}
+			back, err = ParseMessage(reversed(head + text))
+			if err != nil || !reflect.DeepEqual(back, m) {
+				t.Errorf("decoded %s in another order: %v\n got %+v\nwant %+v", typ, err, back, m)
+			}
+		}
+	}
+	if len(cat.Messages) != 22 || hops != 36 {
+		t.Errorf("the catalogue has %d types and %d hops", len(cat.Messages), hops)
+	}
+	for _, name := range lineNames {
+		if !lines[name] {
+			t.Errorf("line %s is in no message", name)
+		}
+	}
+	if len(lineNames)+1 != len(lines) {
+		t.Errorf("%d line names, want %d", len(lineNames)+1, len(lines))
+	}
+}
+
+// readHops returns the golden lines of testdata/hops.txt.
+func readHops(tb testing.TB) []string {
+	tb.Helper()
+	f, err := os.Open("testdata/hops.txt")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	var hops []string
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if line := s.Text(); line != "" && !strings.HasPrefix(line, "#") {
+			hops = append(hops, line)
+		}
+	}
+	return hops
+}
+
+func TestGoldenHops(t *testing.T) {
+	t.Parallel()
+	hops := map[string]bool{}
+	for _, line := range readHops(t) {
+		m, err := ParseMessage(line)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		hops[m.Type().String()+" "+string(m.Head().SubType)] = true
+		b, err := AppendMessage([]byte("before"), m)
+		if err != nil || string(b) != "before"+line+"\n" {
+			t.Errorf("%v\n got %q\nwant %q", err, b, line)
+		}
+		text, err := FormatText(m)
+		if want := strings.ReplaceAll(line, " ~ ", "\n") + "\n"; err != nil || text != want {
+			t.Errorf("%v\n got %q\nwant %q", err, text, want)
+		}
+		back, err := ParseText(text)
+		if err != nil || !reflect.DeepEqual(back, m) {
+			t.Errorf("text: %v\n got %+v\nwant %+v", err, back, m)
+		}
+	}
+	if len(hops) != 36 {
+		t.Errorf("%d hops, want 36", len(hops))
+	}
+}
+
+// Each liberty of the decoder (PROTOCOL section 2), and what it becomes.
+func TestLiberties(t *testing.T) {
+	t.Parallel()
+	const (
+		ack       = "type: session_ack ~ message_id: 1 ~ sub_type: service_to_agent ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_plug_port: 40112 ~ dest_socket_new_port: 54003 ~ status: 200"
+		failedAck = "type: session_ack ~ message_id: 1 ~ sub_type: service_to_agent ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_plug_port:  ~ dest_socket_new_port:  ~ status: 502"
+		register  = "type: initiation_request ~ message_id: 1 ~ agent_network_address: 10.0.0.1 ~ service_repository: (A, B)"
+		nothing   = "type: initiation_request ~ message_id: 1 ~ agent_network_address: 10.0.0.1 ~ service_repository: "
+		execute   = "type: execution_request ~ message_id: 1 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: S1, 54000 & S2, 54001 ~ plug_configuration: P1, S4, B & P2, S2, C"
+		bare      = "type: execution_request ~ message_id: 1 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration:  ~ plug_configuration: "
+		answer    = "type: session_response ~ message_id: 1 ~ sub_type: agent_to_service ~ source_service_name: A ~ source_service_instance_id: 7 ~ dest_service_name: B ~ dest_service_instance_id: 8 ~ dest_socket_name: S4 ~ dest_service_instance_network_address: 10.0.0.2 ~ dest_socket_port: 54003 ~ status: 200"
+		noAnswer  = "type: session_response ~ message_id: 1 ~ sub_type: agent_to_service ~ source_service_name: A ~ source_service_instance_id: 7 ~ dest_service_name: B ~ dest_service_instance_id:  ~ dest_socket_name: S4 ~ dest_service_instance_network_address:  ~ dest_socket_port:  ~ status: 503"
+		ended     = "type: service_instance_termination_info ~ message_id: 1 ~ sub_type: agent_to_Manager ~ service_name: A ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
+		killed    = "type: hard_shutdown_response ~ message_id: 1 ~ sub_type: agent_to_Manager ~ service_instance_id: 7 ~ status: 200"
+		askAgent  = "type: agent_health_control_request ~ message_id: 1 ~ sub_type: Manager_to_agent ~ agent_network_address: 10.0.0.1"
+		askOne    = "type: service_instance_health_request ~ message_id: 1 ~ sub_type: agent_to_service_instance ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
+		agentWell = "type: agent_health_control_response ~ message_id: 1 ~ sub_type: agent_to_Manager ~ agent_network_address: 10.0.0.1 ~ status: 200"
+		oneWell   = "type: service_instance_health_response ~ message_id: 1 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200"
+		serverEnd = "type: dest_service_session_close_info ~ message_id: 1 ~ sub_type: dest_service_to_agent ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name:  ~ source_plug_port: 40112 ~ dest_service_name: B ~ dest_service_instance_network_address: 10.0.0.2 ~ dest_service_instance_id: 8 ~ dest_socket_name: S4 ~ dest_socket_port: 54003 ~ dest_socket_new_port: 54003 ~ status: 111"
+		closeIt   = "type: source_service_session_close_request ~ message_id: 1 ~ sub_type: agent_to_source_service ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: 40112 ~ dest_service_name: B ~ dest_service_instance_network_address: 10.0.0.2 ~ dest_socket_name: S4 ~ dest_socket_port: 54003 ~ dest_socket_new_port: 54003"
+	)
+	replace := strings.NewReplacer
+	for _, test := range []struct{ name, line, want string }{
+		{"canonical", ack, ack},
+		{"newline", ack + "\n", ack},
+		{"carriage return", ack + "\r", ack},
+		{"carriage return and newline", ack + "\r\n", ack},
+		{"trailing separator", ack + " ~ ", ack},
+		{"trailing separator and line end", ack + " ~ \r\n", ack},
+		{"trailing separator after an empty value", bare + " ~ ", bare},
+		{"leading space", " " + ack, ack},
+		{"other order", reversed(ack), ack},
+		{"IPv6", replace("10.0.0.1", "fd00:0::1").Replace(register), replace("10.0.0.1", "fd00::1").Replace(register)},
+		{"IPv4 in IPv6", replace("10.0.0.1", "::ffff:10.0.0.1").Replace(register), register},
+
+		{"list without brackets", replace("(A, B)", "A, B").Replace(register), register},
+		{"list with semicolons", replace("(A, B)", "(A; B)").Replace(register), register},
+		{"list with a trailing comma", replace("(A, B)", "A, B, ").Replace(register), register},
+		{"list with a trailing semicolon", replace("(A, B)", "A; B; ").Replace(register), register},
+		{"list with a trailing comma in brackets", replace("(A, B)", "(A, B, )").Replace(register), register},
+		{"list with a trailing comma behind brackets", replace("(A, B)", "(A, B), ").Replace(register), register},
+		{"empty list", nothing, nothing},
+		{"empty list in brackets", nothing + "()", nothing},
+		{"sockets and plugs in brackets", replace("S1, 54000 & S2, 54001", "(S1, 54000 & S2, 54001)", "P1, S4, B & P2, S2, C", "(P1, S4, B & P2, S2, C)").Replace(execute), execute},
+		{"sockets and plugs with semicolons", replace("S1, 54000 & S2, 54001", "S1; 54000 & S2; 54001", "P1, S4, B & P2, S2, C", "P1; S4; B & P2; S2; C").Replace(execute), execute},
+		{"sockets and plugs with trailing separators", replace("S2, 54001", "S2, 54001 & ", "P2, S2, C", "P2, S2, C, ").Replace(execute), execute},
+		{"no sockets and no plugs", bare, bare},
+
+		{"session_ack with short names", replace("source_service_name", "service_name", "source_service_instance_id", "service_instance_id").Replace(ack), ack},
+		{"failed session_ack", failedAck, failedAck},
+		{"failed session_ack with zero ports", replace("port: ", "port: 0").Replace(failedAck), failedAck},
+		{"failed session_ack with ports", replace("200", "502").Replace(ack), replace("200", "502").Replace(ack)},
+		{"termination with the source's address", replace("service_instance_network", "source_service_instance_network").Replace(ended), ended},
+		{"hard shutdown with the source's id", replace(" service_instance_id", " source_service_instance_id").Replace(killed), killed},
+		{"agent's health request", replace("agent_health_control_request", "health_control_request").Replace(askAgent), askAgent},
+		{"instance's health request", replace("service_instance_health_request", "health_control_request").Replace(askOne), askOne},
+		{"agent's health response", replace("agent_health_control_response", "health_control_response").Replace(agentWell), agentWell},
+		{"instance's health response", replace("service_instance_health_response", "health_control_response").Replace(oneWell), oneWell},
+		{"sub_type to an instance", replace("agent_to_service_instance", "agent_to_service").Replace(askOne), askOne},
+		{"sub_type to the source", replace("agent_to_source_service", "agent_to_service").Replace(closeIt), closeIt},
+		{"session_response with extra lines", replace("dest_service_name: B", "dest_service_name: B ~ source_plug_name: P1 ~ source_plug_name: P1 ~ comment: none").Replace(answer), answer},
+		{"failed session_response", noAnswer, noAnswer},
+		{"failed session_response with a destination", replace("200", "503").Replace(answer), replace("200", "503").Replace(answer)},
+		{"server end without a plug", serverEnd, serverEnd},
+
+		{"extension", ack + " ~ x_exit: SIGKILL", ack + " ~ x_exit: SIGKILL"},
+		{"extensions keep order, repeat and may be empty", ack + " ~ x_b: a: b, c & d ~ x_a:  ~ x_b: é ", ack + " ~ x_b: a: b, c & d ~ x_a:  ~ x_b: é "},
+		{"extensions between other lines", replace("sub_type", "x_a: 1 ~ sub_type", "status", "x_b: ~2 ~ status").Replace(ack), ack + " ~ x_a: 1 ~ x_b: ~2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m, err := ParseMessage(test.line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := AppendMessage(nil, m)
+			if err != nil || string(b) != test.want+"\n" {
+				t.Errorf("%v\n got %q\nwant %q", err, b, test.want)
+			}
+			d := NewDecoder(strings.NewReader(strings.TrimSuffix(test.line, "\n") + "\n"))
+			borrowed, err := d.Decode()
+			if err != nil || !reflect.DeepEqual(Clone(borrowed), m) {
+				t.Errorf("Decoder: %v\n got %+v\nwant %+v", err, borrowed, m)
+			}
+			text := strings.ReplaceAll(strings.TrimSuffix(test.line, " ~ "), " ~ ", "\r\n")
+			fromText, err := ParseText(text)
+			if err != nil || !reflect.DeepEqual(fromText, m) {
+				t.Errorf("ParseText: %v\n got %+v\nwant %+v", err, fromText, m)
+			}
+		})
+	}
+}
+
+// Everything else is an error that says where and why.
+func TestBadLines(t *testing.T) {
+	t.Parallel()
+	const (
+		registered = "type: initiation_response ~ message_id: 5 ~ status: 200"
+		register   = "type: initiation_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_repository: "
+		execute    = "type: execution_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: "
+		stop       = "type: hard_shutdown_request ~ message_id: 5 ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: "
+		ack        = "type: session_ack ~ message_id: 5 ~ sub_type: service_to_agent ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_plug_port: "
+		answer     = "type: session_response ~ message_id: 5 ~ sub_type: agent_to_service ~ source_service_name: A ~ source_service_instance_id: 7 ~ dest_service_name: B ~ dest_service_instance_id:  ~ dest_socket_name: S4 ~ dest_service_instance_network_address:  ~ dest_socket_port:  ~ status: "
+	)
+	long := strings.Repeat("a", MaxName+1)
+	type want struct {
+		typ           string
+		id            int64
+		line          int
+		field, value  string
+		reasonIsAbout string
+	}
+	initiation := func(line int, field, value, reason string) want {
+		return want{"initiation_response", 5, line, field, value, reason}
+	}
+	for _, test := range []struct {
+		line string
+		want want
+	}{
+		{"", want{"", 0, 1, "", "", "empty line"}},
+		{" ", want{"", 0, 1, "", "", "empty line"}},
+		{"\n", want{"", 0, 1, "", "", "empty line"}},
+		{"nonsense", want{"", 0, 1, "", "nonsense", "line_name"}},
+		{"  type: initiation_response ~ message_id: 5 ~ status: 200", want{"", 0, 1, " type", "initiation_response", "first line"}},
+		{"message_id: 5 ~ type: initiation_response ~ status: 200", want{"", 0, 1, "message_id", "5", "first line"}},
+		{"Type: initiation_response ~ message_id: 5 ~ status: 200", want{"", 0, 1, "Type", "initiation_response", "first line"}},
+		{"type: initiation_response", want{"initiation_response", 0, 0, "message_id", "", "missing"}},
+		{"type: initiation_response ~ status: 200 ~ message_id: 5", want{"initiation_response", 0, 2, "status", "200", "second line"}},
+		{"type: initiation_response ~ message_id", want{"initiation_response", 0, 2, "", "message_id", "line_name"}},
+		{"type: initiation_response ~ message_id: 0 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "0", "integer"}},
+		{"type: initiation_response ~ message_id: -5 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "-5", "integer"}},
+		{"type: initiation_response ~ message_id: +5 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "+5", "integer"}},
+		{"type: initiation_response ~ message_id: 05 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "05", "integer"}},
+		{"type: initiation_response ~ message_id: 5  ~ status: 200", want{"initiation_response", 0, 2, "message_id", "5 ", "integer"}},
+		{"type: initiation_response ~ message_id:  ~ status: 200", want{"initiation_response", 0, 2, "message_id", "", "integer"}},
+		{"type: initiation_response ~ message_id: 9223372036854775808 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "9223372036854775808", "integer"}},
+		{"type: initiation_response ~ message_id: 18446744073709551617 ~ status: 200", want{"initiation_response", 0, 2, "message_id", "18446744073709551617", "integer"}},
+		{"type: reboot ~ message_id: 5", want{"reboot", 5, 1, "type", "reboot", "unknown type"}},
+		{"type:  ~ message_id: 5", want{"", 5, 1, "type", "", "unknown type"}},
+		{"type: Session_ack ~ message_id: 5", want{"Session_ack", 5, 1, "type", "Session_ack", "unknown type"}},
+
+		{"type: initiation_response ~ message_id: 5", initiation(0, "status", "", "missing")},
+		{registered + " ~ status: 200", initiation(4, "status", "200", "duplicate")},
+		{registered + " ~ message_id: 5", initiation(4, "message_id", "5", "unknown line")},
+		{registered + " ~ comment: none", initiation(4, "comment", "none", "unknown line")},
+		{registered + " ~ service_name: A", initiation(4, "service_name", "A", "unknown line")},
+		{registered + " ~ sub_type: Manager_to_agent", initiation(4, "sub_type", "Manager_to_agent", "unknown line")},
+		{registered + " ~ comment", initiation(4, "", "comment", "line_name")},
+		{registered + " ~ comment:none", initiation(4, "", "comment:none", "line_name")},
+		{registered + " ~ : none", initiation(4, "", "none", "unknown line")},
+		{registered + " ~  ~ ", initiation(4, "", "", "line_name")},
+		{registered + "\r\r\n", initiation(3, "status", "200\r", "status")},
+		{registered + "\n\n", initiation(3, "status", "200\n", "status")},
+		{registered + " ~ x_: 1", initiation(4, "x_", "1", "extension")},
+		{registered + " ~ x_é: 1", initiation(4, "x_é", "1", "extension")},
+		{registered + " ~ x_" + long + ": 1", initiation(4, "x_"+long, "1", "extension")},
+		{registered + " ~ x_a: 1\x002", initiation(4, "x_a", "1\x002", "extension")},
+		{registered + " ~ x_a: 1\r2", initiation(4, "x_a", "1\r2", "extension")},
+		{registered + " ~ x_a: 1\n2", initiation(4, "x_a", "1\n2", "extension")},
+		{registered + " ~ x_a: 1 ~", initiation(4, "x_a", "1 ~", "extension")},
+		{registered + " ~ x_a: ~", initiation(4, "x_a", "~", "extension")},
+		{registered + " ~ " + strings.Repeat("n", 300) + ": " + strings.Repeat("v", 300), initiation(4, strings.Repeat("n", 253)+"...", strings.Repeat("v", 253)+"...", "unknown line")},
+
+		{"type: initiation_response ~ message_id: 5 ~ status: ", initiation(3, "status", "", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 099", initiation(3, "status", "099", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 600", initiation(3, "status", "600", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 20", initiation(3, "status", "20", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 2000", initiation(3, "status", "2000", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 2x0", initiation(3, "status", "2x0", "status")},
+		{"type: initiation_response ~ message_id: 5 ~ status: 200 OK", initiation(3, "status", "200 OK", "status")},
+
+		{"type: hard_shutdown_request ~ message_id: 5 ~ service_name: A ~ service_instance_id: 7", want{"hard_shutdown_request", 5, 0, "sub_type", "", "missing"}},
+		{"type: hard_shutdown_request ~ message_id: 5 ~ sub_type: agent_to_service ~ service_name: A ~ service_instance_id: 7", want{"hard_shutdown_request", 5, 3, "sub_type", "agent_to_service", "sub_type"}},
+		{"type: hard_shutdown_request ~ message_id: 5 ~ sub_type:  ~ service_name: A ~ service_instance_id: 7", want{"hard_shutdown_request", 5, 3, "sub_type", "", "sub_type"}},
+		{stop, want{"hard_shutdown_request", 5, 5, "service_instance_id", "", "integer"}},
+		{stop + "0", want{"hard_shutdown_request", 5, 5, "service_instance_id", "0", "integer"}},
+		{stop + "7 ", want{"hard_shutdown_request", 5, 5, "service_instance_id", "7 ", "integer"}},
+		{stop + "7~8", want{"hard_shutdown_request", 5, 5, "service_instance_id", "7~8", "integer"}},
+		{stop + "9223372036854775808", want{"hard_shutdown_request", 5, 5, "service_instance_id", "9223372036854775808", "integer"}},
+		{strings.Replace(stop+"7", "e: A", "e: ", 1), want{"hard_shutdown_request", 5, 4, "service_name", "", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e: -A", 1), want{"hard_shutdown_request", 5, 4, "service_name", "-A", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e: .A", 1), want{"hard_shutdown_request", 5, 4, "service_name", ".A", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e: A/B", 1), want{"hard_shutdown_request", 5, 4, "service_name", "A/B", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e: A\x00", 1), want{"hard_shutdown_request", 5, 4, "service_name", "A\x00", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e:  A", 1), want{"hard_shutdown_request", 5, 4, "service_name", " A", "name"}},
+		{strings.Replace(stop+"7", "e: A", "e: "+long, 1), want{"hard_shutdown_request", 5, 4, "service_name", long, "name"}},
+
+		{strings.Replace(register, "10.0.0.1", "", 1), want{"initiation_request", 5, 3, "agent_network_address", "", "address"}},
+		{strings.Replace(register, "10.0.0.1", "10.0.0", 1), want{"initiation_request", 5, 3, "agent_network_address", "10.0.0", "address"}},
+		{strings.Replace(register, "10.0.0.1", "10.0.0.256", 1), want{"initiation_request", 5, 3, "agent_network_address", "10.0.0.256", "address"}},
+		{strings.Replace(register, "10.0.0.1", "10.0.0.01", 1), want{"initiation_request", 5, 3, "agent_network_address", "10.0.0.01", "address"}},
+		{strings.Replace(register, "10.0.0.1", "10.0.0.1.2", 1), want{"initiation_request", 5, 3, "agent_network_address", "10.0.0.1.2", "address"}},
+		{strings.Replace(register, "10.0.0.1", "fe80::1%eth0", 1), want{"initiation_request", 5, 3, "agent_network_address", "fe80::1%eth0", "address"}},
+		{strings.Replace(register, "10.0.0.1", "localhost", 1), want{"initiation_request", 5, 3, "agent_network_address", "localhost", "address"}},
+		{register + "A B", want{"initiation_request", 5, 4, "service_repository", "A B", "list"}},
+		{register + "A,B", want{"initiation_request", 5, 4, "service_repository", "A,B", "list"}},
+		{register + "A, , B", want{"initiation_request", 5, 4, "service_repository", "A, , B", "list"}},
+		{register + "A, B, , ", want{"initiation_request", 5, 4, "service_repository", "A, B, , ", "list"}},
+		{register + ", ", want{"initiation_request", 5, 4, "service_repository", ", ", "list"}},
+		{register + "(A, B", want{"initiation_request", 5, 4, "service_repository", "(A, B", "list"}},
+		{register + "A, B)", want{"initiation_request", 5, 4, "service_repository", "A, B)", "list"}},
+		{register + "(", want{"initiation_request", 5, 4, "service_repository", "(", "list"}},
+		{register + "((A))", want{"initiation_request", 5, 4, "service_repository", "((A))", "list"}},
+		{register + "A & B", want{"initiation_request", 5, 4, "service_repository", "A & B", "list"}},
+		{execute + "S1 ~ plug_configuration: ", want{"execution_request", 5, 6, "socket_configuration", "S1", "list"}},
+		{execute + "S1, 0 ~ plug_configuration: ", want{"execution_request", 5, 6, "socket_configuration", "S1, 0", "list"}},
+		{execute + "S1, 65536 ~ plug_configuration: ", want{"execution_request", 5, 6, "socket_configuration", "S1, 65536", "list"}},
+		{execute + "S1, 1, S2, 2 ~ plug_configuration: ", want{"execution_request", 5, 6, "socket_configuration", "S1, 1, S2, 2", "list"}},
+		{execute + "S1, 1 &  & S2, 2 ~ plug_configuration: ", want{"execution_request", 5, 6, "socket_configuration", "S1, 1 &  & S2, 2", "list"}},
+		{execute + " ~ plug_configuration: P1, S1", want{"execution_request", 5, 7, "plug_configuration", "P1, S1", "list"}},
+		{execute + " ~ plug_configuration: P1, S1, A, B", want{"execution_request", 5, 7, "plug_configuration", "P1, S1, A, B", "list"}},
+
+		{ack + " ~ dest_socket_new_port: 1 ~ status: 200", want{"session_ack", 5, 6, "source_plug_port", "", "success"}},
+		{ack + "1 ~ dest_socket_new_port:  ~ status: 299", want{"session_ack", 5, 7, "dest_socket_new_port", "", "success"}},
+		{ack + "0 ~ dest_socket_new_port: 1 ~ status: 200", want{"session_ack", 5, 6, "source_plug_port", "0", "success"}},
+		{ack + "00 ~ dest_socket_new_port: 1 ~ status: 500", want{"session_ack", 5, 6, "source_plug_port", "00", "port"}},
+		{ack + "65536 ~ dest_socket_new_port: 1 ~ status: 200", want{"session_ack", 5, 6, "source_plug_port", "65536", "port"}},
+		{ack + "1 ~ dest_socket_new_port: 1 ~ status: 200 ~ service_name: A", want{"session_ack", 5, 9, "service_name", "A", "duplicate"}},
+		{answer + "200", want{"session_response", 5, 7, "dest_service_instance_id", "", "success"}},
+		{strings.Replace(answer+"200", "dest_service_instance_id: ", "dest_service_instance_id: 8", 1), want{"session_response", 5, 9, "dest_service_instance_network_address", "", "success"}},
+		{strings.Replace(answer+"503", "port: ", "port: 0", 1), want{"session_response", 5, 10, "dest_socket_port", "0", "port"}},
+		{answer + "503 ~ extra: a\x00b", want{"session_response", 5, 12, "extra", "a\x00b", "unknown line"}},
+		{answer + "503 ~ extra", want{"session_response", 5, 12, "", "extra", "line_name"}},
+		{"type: health_control_request ~ message_id: 5 ~ sub_type: Manager_to_agent", want{"service_instance_health_request", 5, 0, "service_instance_id", "", "missing"}},
+		{"type: health_control_response ~ message_id: 5 ~ sub_type: agent_to_Manager ~ service_instance_id: 7 ~ agent_network_address: 10.0.0.1 ~ status: 200", want{"agent_health_control_response", 5, 4, "service_instance_id", "7", "unknown line"}},
+	} {
+		m, err := ParseMessage(test.line)
+		var p *ProtocolError
+		if m != nil || !errors.As(err, &p) {
+			t.Errorf("%q: %v, %v", test.line, m, err)
+			continue
+		}
+		got := want{p.Type, p.MessageID, p.Line, p.Field, p.Value, test.want.reasonIsAbout}
+		if got != test.want || p.Status != StatusBadMessage || !strings.Contains(p.Reason, test.want.reasonIsAbout) {
+			t.Errorf("%q\n got %+v, %q\nwant %+v", test.line, got, p.Reason, test.want)
+		}
+		if s := err.Error(); strings.ContainsAny(s, "\r\n\x00") || !strings.Contains(s, p.Reason) || len(s) > 1200 {
+			t.Errorf("%q: error %q", test.line, s)
+		}
+	}
+}
+
+func TestProtocolErrorText(t *testing.T) {
+	t.Parallel()
+	_, err := ParseMessage("type: session_ack ~ message_id: 5 ~ sub_type: wrong")
+	const want = `ssmmp: "session_ack" 5: line 3: "sub_type": not a sub_type of this type: "wrong"`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// The encoder refuses what it must not send, and leaves dst alone.
+func TestEncodeRefuses(t *testing.T) {
+	t.Parallel()
+	const line = "type: execution_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: S1, 1 ~ plug_configuration: P1, S1, B"
+	const ack = "type: session_ack ~ message_id: 5 ~ sub_type: service_to_agent ~ source_service_name: A ~ source_service_instance_id: 7 ~ source_plug_port: 1 ~ dest_socket_new_port: 2 ~ status: 200"
+	execute := func(change func(m *ExecutionRequest)) Message {
+		m := mustParse(t, line).(*ExecutionRequest)
+		change(m)
+		return m
+	}
+	acked := func(change func(m *SessionAck)) Message {
+		m := mustParse(t, ack).(*SessionAck)
+		change(m)
+		return m
+	}
+	type test struct {
+		m            Message
+		line         int
+		field, value string
+	}
+	tests := []test{
+		{execute(func(m *ExecutionRequest) { m.MessageID = 0 }), 2, "message_id", "0"},
+		{execute(func(m *ExecutionRequest) { m.MessageID = -1 }), 2, "message_id", "-1"},
+		{execute(func(m *ExecutionRequest) { m.SubType = ManagerToAgent }), 3, "sub_type", "Manager_to_agent"},
+		{execute(func(m *ExecutionRequest) { m.AgentNetworkAddress = netip.Addr{} }), 3, "agent_network_address", "invalid IP"},
+		{execute(func(m *ExecutionRequest) { m.AgentNetworkAddress = netip.MustParseAddr("fe80::1%a") }), 3, "agent_network_address", "fe80::1%a"},
+		{execute(func(m *ExecutionRequest) { m.ServiceInstanceID = 0 }), 5, "service_instance_id", "0"},
+		{execute(func(m *ExecutionRequest) { m.ServiceInstanceID = -7 }), 5, "service_instance_id", "-7"},
+		{execute(func(m *ExecutionRequest) { m.SocketConfiguration[0].Port = 0 }), 6, "socket_configuration", "0"},
+		{acked(func(m *SessionAck) { m.SubType = "" }), 3, "sub_type", ""},
+		{acked(func(m *SessionAck) { m.SubType = ManagerToAgent }), 3, "sub_type", "Manager_to_agent"},
+		{acked(func(m *SessionAck) { m.SourcePlugPort = 0 }), 6, "source_plug_port", ""},
+		{acked(func(m *SessionAck) { m.DestSocketNewPort = 0 }), 7, "dest_socket_new_port", ""},
+		{acked(func(m *SessionAck) { m.Status = 0 }), 8, "status", "0"},
+		{acked(func(m *SessionAck) { m.Status = 600 }), 8, "status", "600"},
+		{acked(func(m *SessionAck) { m.Extensions = []Extension{{"x_a", ""}, {"y_a", "1"}} }), 10, "y_a", "1"},
+		{acked(func(m *SessionAck) { m.Extensions = []Extension{{"x_a: b ~ x_c", "1"}} }), 9, "x_a: b ~ x_c", "1"},
+	}
+	for _, bad := range []string{"", "a b", "a ~ b", "a\nb", "a\rb", "a\x00b", "a, b", "a & b", "(a)", "é", "-a", strings.Repeat("a", MaxName+1)} {
+		tests = append(tests,
+			test{execute(func(m *ExecutionRequest) { m.ServiceName = bad }), 4, "service_name", bad},
+			test{execute(func(m *ExecutionRequest) { m.SocketConfiguration[0].Socket = bad }), 6, "socket_configuration", bad},
+			test{execute(func(m *ExecutionRequest) { m.PlugConfiguration[0].Plug = bad }), 7, "plug_configuration", bad},
+			test{execute(func(m *ExecutionRequest) { m.PlugConfiguration[0].Socket = bad }), 7, "plug_configuration", bad},
+			test{execute(func(m *ExecutionRequest) { m.PlugConfiguration[0].Service = bad }), 7, "plug_configuration", bad},
+			test{acked(func(m *SessionAck) { m.Extensions = []Extension{{"x_" + bad, "1"}} }), 9, "x_" + bad, "1"},
+			test{&InitiationRequest{Header: Header{MessageID: 1}, AgentNetworkAddress: netip.IPv6Loopback(), ServiceRepository: []string{"A", bad}}, 4, "service_repository", bad},
+		)
+	}
+	for _, bad := range []string{"a ~ b", "~", "~ a", "a ~", "a\nb", "a\r", "\x00"} {
+		tests = append(tests, test{acked(func(m *SessionAck) { m.Extensions = []Extension{{"x_a", bad}} }), 9, "x_a", bad})
+	}
+	for _, test := range tests {
+		dst := []byte("before")
+		b, err := AppendMessage(dst, test.m)
+		var p *ProtocolError
+		if string(b) != "before" || !errors.As(err, &p) {
+			t.Errorf("%+v: %q, %v", test.m, b, err)
+			continue
+		}
+		if p.Status != StatusBadMessage || p.Type != test.m.Type().String() || p.MessageID != test.m.Head().MessageID ||
+			p.Line != test.line || p.Field != test.field || p.Value != test.value {
+			t.Errorf("%+v\n got %+v\nwant line %d, field %q, value %q", test.m, p, test.line, test.field, test.value)
+		}
+		if text, err := FormatText(test.m); text != "" || err == nil {
+			t.Errorf("%+v: text %q", test.m, text)
+		}
+	}
+	if b, err := AppendMessage([]byte("before"), nil); string(b) != "before" || err == nil {
+		t.Errorf("nil message: %q, %v", b, err)
+	}
+	// A message of another package may embed one of this, and is none itself.
+	if b, err := AppendMessage(nil, struct{ *SessionAck }{mustParse(t, ack).(*SessionAck)}); len(b) > 0 || err == nil {
+		t.Errorf("foreign message: %q, %v", b, err)
+	}
+}
+
+// A line has at most MaxLine bytes, in both directions.
+func TestLineLength(t *testing.T) {
+	t.Parallel()
+	m := &InitiationResponse{Header: Header{MessageID: 5, Extensions: []Extension{{Name: "x_pad"}}}, Status: 200}
+	b, err := AppendMessage(nil, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := MaxLine - (len(b) - 1)
+	m.Extensions[0].Value = strings.Repeat("v", fill)
+	b, err = AppendMessage(nil, m)
+	if err != nil || len(b) != MaxLine+1 {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if back, err := ParseMessage(string(b)); err != nil || !reflect.DeepEqual(back, m) {
+		t.Errorf("the longest line: %v", err)
+	}
+	if back, err := ParseMessage(reversed(string(b[:len(b)-1])) + "\r\n"); err != nil || !reflect.DeepEqual(back, m) {
+		t.Errorf("the longest line in another order: %v", err)
+	}
+	m.Extensions[0].Value += "v"
+	long := "type: initiation_response ~ message_id: 5 ~ status: 200 ~ x_pad: " + m.Extensions[0].Value
+	_, encodeErr := AppendMessage(nil, m)
+	_, parseErr := ParseMessage(long)
+	_, textErr := ParseText(strings.ReplaceAll(long, " ~ ", "\n"))
+	for _, err := range []error{encodeErr, parseErr, textErr} {
+		var p *ProtocolError
+		if !errors.As(err, &p) || !errors.Is(err, ErrLineTooLong) || p.Status != StatusLineTooLong ||
+			p.Type != "initiation_response" || p.MessageID != 5 {
+			t.Errorf("too long: %#v", err)
+		}
+	}
+}
+
+func TestParseText(t *testing.T) {
+	t.Parallel()
+	const text = "type: initiation_response\nmessage_id: 5\nstatus: 200\nx_a: b: c\n"
+	want := &InitiationResponse{Header: Header{MessageID: 5, Extensions: []Extension{{"x_a", "b: c"}}}, Status: 200}
+	for _, s := range []string{
+		text, strings.TrimSuffix(text, "\n"), " " + text, strings.ReplaceAll(text, "\n", "\r\n"),
+		strings.TrimSuffix(text, "\n") + "\r", strings.TrimSuffix(text, "\n") + " ~ ",
+	} {
+		if m, err := ParseText(s); err != nil || !reflect.DeepEqual(m, want) {
+			t.Errorf("%q: %+v, %v", s, m, err)
+		}
+	}
+	for _, test := range []struct {
+		text, field, value string
+		line               int
+	}{
+		{"", "", "", 1},
+		{"type: initiation_response\nmessage_id: 5 ~ status: 200\n", "message_id", "5 ~ status: 200", 2},
+		{"type: initiation_response\nmessage_id: 5\nstatus: 200\nx_a: b ~\nx_c: d\n", "x_a", "b ~", 4},
+		{"type: initiation_response\nmessage_id: 5\nstatus: 200\n~ x_a: b\n", "~ x_a", "b", 4},
+		{"type: initiation_response\nmessage_id: 5\nstatus: 200\nx_a: b\rc\n", "x_a", "b\rc", 4},
+		{"type: initiation_response\nmessage_id: 5\n\nstatus: 200\n", "", "", 3},
+		{"type: initiation_response\nmessage_id: 5\nstatus: 20\n", "status", "20", 3},
+	} {
+		m, err := ParseText(test.text)
+		var p *ProtocolError
+		if m != nil || !errors.As(err, &p) || p.Field != test.field || p.Value != test.value || p.Line != test.line {
+			t.Errorf("%q: %v, %#v", test.text, m, err)
+		}
+	}
+}
+
+// Every message travels its routes, and no others.
+func TestCheckHop(t *testing.T) {
+	t.Parallel()
+	cat := readCatalogue(t)
+	actors := []Actor{ActorManager, ActorAgent, ActorInstance}
+	legal := map[string]bool{}
+	subs := map[SubType]bool{"": true}
+	for _, m := range cat.Messages {
+		for _, r := range m.Routes {
+			sub := ""
+			if r.SubType != nil {
+				sub = *r.SubType
+			}
+			subs[SubType(sub)] = true
+			legal[fmt.Sprint(m.Type, "|", sub, "|", r.From, "|", r.To)] = true
+		}
+	}
+	hops := 0
+	for typ := Type(1); int(typ) < numTypes; typ++ {
+		for sub := range subs {
+			for _, from := range actors {
+				for _, to := range actors {
+					m := newMessage(typ)
+					m.Head().SubType, m.Head().MessageID = sub, 9
+					err := CheckHop(m, from, to)
+					var p *ProtocolError
+					switch ok := legal[fmt.Sprint(typ, "|", sub, "|", from, "|", to)]; {
+					case ok && err != nil:
+						t.Error(err)
+					case ok:
+						hops++
+					case !errors.As(err, &p) || p.Status != StatusBadMessage || p.Type != typ.String() || p.MessageID != 9:
+						t.Errorf("%s %q from %s to %s: %v", typ, sub, from, to, err)
+					case hasSubType(typ) && (p.Line != 3 || p.Field != "sub_type" || p.Value != string(sub)):
+						t.Errorf("%s %q from %s to %s: %v", typ, sub, from, to, err)
+					case !hasSubType(typ) && (p.Line != 1 || p.Field != "type" || p.Value != typ.String()):
+						t.Errorf("%s %q from %s to %s: %v", typ, sub, from, to, err)
+					}
+				}
+			}
+		}
+	}
+	if hops != 36 {
+		t.Errorf("%d hops, want 36", hops)
+	}
+}
+
+func TestSocketsAndPlugs(t *testing.T) {
+	t.Parallel()
+	sockets := []SocketPort{{"S1", 54000}, {"S2", 54001}}
+	plugs := []PlugTarget{{"P1", "S4", "B"}, {"P2", "S2", "C"}}
+	if got := FormatSockets(sockets); got != "S1, 54000 & S2, 54001" {
+		t.Errorf("sockets %q", got)
+	}
+	if got := FormatPlugs(plugs); got != "P1, S4, B & P2, S2, C" {
+		t.Errorf("plugs %q", got)
+	}
+	if got := FormatSockets(nil) + FormatPlugs(nil); got != "" {
+		t.Errorf("empty lists are %q", got)
+	}
+	if got, err := ParseSockets(FormatSockets(sockets)); err != nil || !reflect.DeepEqual(got, sockets) {
+		t.Errorf("sockets %v, %v", got, err)
+	}
+	if got, err := ParsePlugs(FormatPlugs(plugs)); err != nil || !reflect.DeepEqual(got, plugs) {
+		t.Errorf("plugs %v, %v", got, err)
+	}
+	if got, err := ParseSockets("()"); got != nil || err != nil {
+		t.Errorf("no sockets: %v, %v", got, err)
+	}
+	if got, err := ParsePlugs(""); got != nil || err != nil {
+		t.Errorf("no plugs: %v, %v", got, err)
+	}
+	var p *ProtocolError
+	if got, err := ParseSockets("S1, x"); got != nil || !errors.As(err, &p) || p.Field != "socket_configuration" || p.Value != "S1, x" {
+		t.Errorf("bad sockets: %v, %v", got, err)
+	}
+	if got, err := ParsePlugs("P1, S1"); got != nil || !errors.As(err, &p) || p.Field != "plug_configuration" || p.Value != "P1, S1" {
+		t.Errorf("bad plugs: %v, %v", got, err)
+	}
+}
+
+func TestValidName(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]bool{
+		"A": true, "_": true, "9": true, "a.b-c_D9": true, strings.Repeat("a", MaxName): true,
+		"": false, ".a": false, "-a": false, "a b": false, "a~b": false, "é": false, "a\n": false, strings.Repeat("a", MaxName+1): false,
+	} {
+		if got := ValidName(s); got != want {
+			t.Errorf("ValidName(%q) = %v", s, got)
+		}
+	}
+}
+
+func TestNamesOfNothing(t *testing.T) {
+	t.Parallel()
+	if got := Type(0).String() + Type(numTypes).String() + Actor(0).String(); got != "Type(0)Type(23)Actor(0)" {
+		t.Error(got)
+	}
 }
