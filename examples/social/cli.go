@@ -64,6 +64,9 @@ func runClient(ctx context.Context, args []string, stdout io.Writer) error {
 		if err == nil {
 			err = m.do(ctx, o, stdout)
 		}
+		if err != nil && ctx.Err() != nil {
+			err = ctx.Err() // which is why the connection was closed
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %s", m.name, oneLine(err.Error()))
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -106,6 +107,21 @@ func TestClientWithoutGateway(t *testing.T) {
 	}
 }
 
+func TestClientInterrupted(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	c.fake("S0", func(l *link) {
+		l.receive(idleTimeout)
+		cancel()
+		<-c.ctx.Done()
+	})
+	err := runClient(ctx, []string{"retrieve_last_10_posts", "-gateway", c.slot("S0").ln.Addr().String()}, io.Discard)
+	if err == nil || !strings.HasSuffix(err.Error(), context.Canceled.Error()) {
+		t.Errorf("got %v, want that it was interrupted", err)
+	}
+}
+
 // A client takes nothing from a gateway on trust.
 func TestClientChecksFiles(t *testing.T) {
 	t.Parallel()
@@ -140,8 +156,9 @@ func TestClientChecksFiles(t *testing.T) {
 				}
 			}()
 			u := newClient(t.Context(), near)
-			if n, err := u.getFile("f", new(strings.Builder)); err == nil {
-				t.Errorf("getFile takes it, %d bytes", n)
+			var got strings.Builder
+			if n, err := u.getFile("f", &got); err == nil || got.Len() > 0 {
+				t.Errorf("getFile takes it: %d bytes, %d written, %v", n, got.Len(), err)
 			}
 		})
 	}

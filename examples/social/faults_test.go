@@ -148,6 +148,7 @@ func TestBrokenUploadsLeaveNothing(t *testing.T) {
 		chunk("send_file_chunk", 0, []byte("6")),
 		{kind: "send_file_chunk", lines: []string{"=*="}},
 		{kind: "send_file_end"},
+		{kind: "send_file_end", id: 77, lines: []string{sum}},
 		{kind: "login_request", lines: []string{"ann", "x"}},
 		{}, // nothing: the connection breaks
 	} {
@@ -158,7 +159,9 @@ func TestBrokenUploadsLeaveNothing(t *testing.T) {
 			u.close()
 			continue
 		}
-		last.id = req.id
+		if last.id == 0 {
+			last.id = req.id
+		}
 		_, err := u.ask(last, req, statusOK)
 		wantStatus(t, err, statusBadRequest)
 	}
@@ -437,9 +440,9 @@ func TestUploadIsPushedBack(t *testing.T) {
 			done <- err
 		}()
 		synctest.Wait() // until everything waits for the file store
-		// Two services, each with a reader, a writer and a message between
-		// them, and the client's writer and chunk.
-		const bound = 2*(2*linkBuffer+maxLine) + linkBuffer + 2*maxLine
+		// Two services, each with two buffers of 16 KiB and a message between
+		// them, and the client's buffer and chunk.
+		const bound = 112 << 10
 		if n := r.n.Load(); n == 0 || n > bound {
 			t.Errorf("%d bytes left the user before any was taken, want at most %d", n, bound)
 		}
@@ -625,4 +628,18 @@ func TestAcceptGoesOnAfterErrors(t *testing.T) {
 			t.Errorf("accept after 10 errors: %v, %v", conn, err)
 		}
 	})
+}
+
+// A login service that takes everything does not make the gateway do so.
+func TestLoginWithoutName(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.fake("S2", okay)
+	c.start("gateway")
+	u := c.connect()
+	for _, lines := range [][]string{nil, {"ann"}, {"ann", "x", "y"}} {
+		_, err := u.do("login_request", lines...)
+		wantStatus(t, err, statusBadRequest)
+	}
+	check(t, u.login("ann", "x"))
 }

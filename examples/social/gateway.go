@@ -70,6 +70,9 @@ func loggedIn(h handler) handler {
 // connection who has shown theirs. A failed login logs out.
 var logIn = unary(func(ctx context.Context, c *conversation, req message) ([]string, error) {
 	c.name = ""
+	if err := wantLines(req, 2); err != nil {
+		return nil, err
+	}
 	lines, err := c.call(ctx, "P2", req)
 	if err == nil {
 		c.name = req.lines[0]

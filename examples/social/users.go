@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"unicode"
@@ -235,11 +236,14 @@ func newUsersDB(dataDir string) (*service, error) {
 	}}, nil
 }
 
-// openDB opens the SQLite database in a file, and makes it where it is not
-// there yet. What it has committed survives a crash.
+// openDB opens the SQLite database in a file, and makes it and its directory
+// where they are not there yet. What it has committed survives a crash.
 func openDB(file, schema string) (*sql.DB, error) {
 	abs, err := filepath.Abs(file)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(abs), 0o700); err != nil {
 		return nil, err
 	}
 	path := filepath.ToSlash(abs)
