@@ -146,9 +146,9 @@ func (c *countingReader) Read(p []byte) (int, error) {
 }
 
 // endless reads as spaces, which JSON allows anywhere.
-type endless struct{}
+type endlessFile struct{}
 
-func (endless) Read(p []byte) (int, error) {
+func (endlessFile) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
@@ -158,7 +158,7 @@ func (endless) Read(p []byte) (int, error) {
 func TestReadGraphIsBounded(t *testing.T) {
 	t.Parallel()
 	const want = "ssmmp: graph file: larger than 16777216 bytes"
-	r := &countingReader{r: endless{}}
+	r := &countingReader{r: endlessFile{}}
 	if _, err := ReadGraph(r); err == nil || err.Error() != want {
 		t.Errorf("ReadGraph without end: %v, want %s", err, want)
 	}
