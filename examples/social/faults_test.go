@@ -286,24 +286,6 @@ func TestDialErrorIs503(t *testing.T) {
 	wantStatus(t, u.login("ann", "x"), statusUnavailable)
 }
 
-// A dial that is refused is tried once more: the next instance may do.
-func TestRefusedDialIsRetried(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t)
-	var dials atomic.Int32
-	c.wrap = func(_ string, conn net.Conn, err error) (net.Conn, error) {
-		if dials.Add(1) == 1 {
-			conn.Close()
-			return nil, errors.New("refused")
-		}
-		return conn, err
-	}
-	c.fake("S4", okay)
-	c.start("gateway")
-	_, err := c.connect().last10()
-	check(t, err)
-}
-
 // A session that breaks inside a stream is an answer of 502, and the user's
 // connection goes on.
 func TestBackendBreaksInsideStream(t *testing.T) {
