@@ -271,6 +271,9 @@ func TestDecoderLongestLine(t *testing.T) {
 		if (err == nil) != test.ok || !test.ok && !errors.Is(err, ErrLineTooLong) {
 			t.Errorf("%d bytes and %q: %v", test.length, test.end, err)
 		}
+		if _, err := d.Decode(); !test.ok && !errors.Is(err, ErrLineTooLong) {
+			t.Errorf("%d bytes and %q, then: %v", test.length, test.end, err)
+		}
 		if cap(d.buf) > lastBuffer {
 			t.Errorf("%d bytes and %q: buffer of %d bytes", test.length, test.end, cap(d.buf))
 		}

@@ -188,6 +188,72 @@ func TestGoldenHops(t *testing.T) {
 	}
 }
 
+// Every line of every hop must be there, and have contents but where PROTOCOL
+// section 2 and 3 let it be empty, from either side.
+func TestRequiredLines(t *testing.T) {
+	t.Parallel()
+	mayBeEmpty := map[string]bool{
+		"200 initiation_request service_repository":                  true,
+		"200 execution_request socket_configuration":                 true,
+		"200 execution_request plug_configuration":                   true,
+		"111 dest_service_session_close_info source_plug_name":       true,
+		"503 dest_service_session_close_info source_plug_name":       true,
+		"503 session_response dest_service_instance_id":              true,
+		"503 session_response dest_service_instance_network_address": true,
+		"503 session_response dest_socket_port":                      true,
+		"503 session_ack source_plug_port":                           true,
+		"503 session_ack dest_socket_new_port":                       true,
+	}
+	empty := 0
+	for _, hop := range readHops(t) {
+		lines := []string{hop}
+		if i := strings.Index(hop, " ~ status: "); i >= 0 {
+			lines = append(lines, hop[:i]+" ~ status: 503")
+		}
+		for _, line := range lines {
+			status := "200"
+			if i := strings.Index(line, " ~ status: "); i >= 0 {
+				status = line[i+len(" ~ status: "):]
+			}
+			typ := mustParse(t, line).Type().String()
+			parts := strings.Split(line, " ~ ")
+			for i := 2; i < len(parts); i++ {
+				name, _, _ := strings.Cut(parts[i], ": ")
+				without := strings.Join(append(parts[:i:i], parts[i+1:]...), " ~ ")
+				var p *ProtocolError
+				if _, err := ParseMessage(without); !errors.As(err, &p) || p.Field != name || p.Line != 0 {
+					t.Errorf("%q: %v", without, err)
+				}
+				blank := strings.Join(append(append(parts[:i:i], name+": "), parts[i+1:]...), " ~ ")
+				m, err := ParseMessage(blank)
+				if mayBeEmpty[status+" "+typ+" "+name] {
+					empty++
+					if b, err2 := AppendMessage(nil, m); err != nil || err2 != nil || string(b) != blank+"\n" {
+						t.Errorf("%q: %v, %v, %q", blank, err, err2, b)
+					}
+					continue
+				}
+				if !errors.As(err, &p) || p.Field != name || p.Line != i+1 || p.Value != "" {
+					t.Errorf("%q: %v", blank, err)
+				}
+				m = mustParse(t, line)
+				if name == "sub_type" {
+					m.Head().SubType = ""
+				} else {
+					reflect.ValueOf(m).Elem().FieldByName(camel(name)).SetZero()
+				}
+				if b, err := AppendMessage(nil, m); !errors.As(err, &p) || p.Field != name || p.Line != i+1 || b != nil {
+					t.Errorf("%s without %s: %q, %v", typ, name, b, err)
+				}
+			}
+		}
+	}
+	// Two of the types that have such lines take one hop, three take two.
+	if want := 3 + 2*(2+3+2); empty != want {
+		t.Errorf("%d lines may be empty, want %d", empty, want)
+	}
+}
+
 // Each liberty of the decoder (PROTOCOL section 2), and what it becomes.
 func TestLiberties(t *testing.T) {
 	t.Parallel()
@@ -266,6 +332,9 @@ func TestLiberties(t *testing.T) {
 			b, err := AppendMessage(nil, m)
 			if err != nil || string(b) != test.want+"\n" {
 				t.Errorf("%v\n got %q\nwant %q", err, b, test.want)
+			}
+			if want := mustParse(t, test.want); !reflect.DeepEqual(m, want) {
+				t.Errorf("got %+v, want %+v", m, want)
 			}
 			d := NewDecoder(strings.NewReader(strings.TrimSuffix(test.line, "\n") + "\n"))
 			borrowed, err := d.Decode()
