@@ -57,13 +57,19 @@ func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
 		return
 	}
 	if m.MessageID <= src.newestMessage {
-		if slot := c.offers[key]; slot != 0 && int(c.sessions.at(slot).edge) == edge {
+		if slot := c.offers[key]; slot != 0 {
 			s := c.sessions.at(slot)
+			if int(s.edge) != edge {
+				// Its acknowledgment could not be told from the other's.
+				c.violation(a.conn, fmt.Sprintf("session_request %d of instance %d names another edge than before", m.MessageID, src.id))
+				c.send(a, sessionFailure(m, StatusBadMessage))
+				return
+			}
 			dst := c.slots[s.dst]
 			c.answer(src, sessionAnswer{m.MessageID, edge, dst.id, dst.a.addr, dst.port(src.v.edges[edge].socket), StatusOK})
 			return
 		}
-		if old, ok := src.answers.find(m.MessageID); ok && old.edge == edge {
+		if old, ok := src.answers.find(m.MessageID, edge); ok {
 			c.answer(src, old)
 			return
 		}

@@ -263,9 +263,9 @@ func (r *answerRing) add(a sessionAnswer) {
 	r.next = (r.next + 1) % answersKept
 }
 
-func (r *answerRing) find(messageID int64) (sessionAnswer, bool) {
+func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 	for i := range r.ring {
-		if r.ring[i].messageID == messageID {
+		if r.ring[i].messageID == messageID && r.ring[i].edge == edge {
 			return r.ring[i], true
 		}
 	}
