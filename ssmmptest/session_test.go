@@ -141,24 +141,32 @@ func (s *sessionMesh) pipe() (source, destination net.Conn, err error) {
 	}
 }
 
-// open waits until the Manager knows of one session, which is open, and
-// returns its id.
-func (s *sessionMesh) open(t *testing.T) ssmmp.SessionID {
+// await waits until the Manager's sessions are as f wants them.
+func (s *sessionMesh) await(t *testing.T, f func([]ssmmp.SessionStatus) bool) []ssmmp.SessionStatus {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
 	for {
 		snap := s.manager.Snapshot()
-		if len(snap.Sessions) == 1 && snap.Sessions[0].State == ssmmp.SessionOpen {
-			return snap.Sessions[0].ID
+		if f(snap.Sessions) {
+			return snap.Sessions
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		for range s.manager.Events(ctx, snap.Seq) {
 			break
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("sessions %+v; want one that is open", snap.Sessions)
+			t.Fatalf("sessions %+v", snap.Sessions)
 		}
-		cancel()
 	}
+}
+
+// open waits until the Manager knows of one session, which is open, and
+// returns its id.
+func (s *sessionMesh) open(t *testing.T) ssmmp.SessionID {
+	t.Helper()
+	return s.await(t, func(all []ssmmp.SessionStatus) bool {
+		return len(all) == 1 && all[0].State == ssmmp.SessionOpen
+	})[0].ID
 }
 
 func memMesh(t *testing.T) *sessionMesh {
@@ -381,11 +389,9 @@ func TestSessionConcurrency(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		s.await(t, func(all []ssmmp.SessionStatus) bool { return len(all) == 0 })
 		s.stop()
 		wg.Wait()
-		if sessions := s.manager.Snapshot().Sessions; len(sessions) > 0 {
-			t.Errorf("sessions left: %+v", sessions)
-		}
 	})
 }
 
