@@ -16,6 +16,10 @@ import (
 	"time"
 )
 
+// wsaConnRefused is what Windows says for ECONNREFUSED; package syscall has no
+// name for it there.
+const wsaConnRefused = syscall.Errno(10061)
+
 // Listen announces on the port that the Manager chose for a socket. What it
 // accepts are sessions: they report their own end.
 func (i *Instance) Listen(socket string) (net.Listener, error) {
@@ -65,7 +69,7 @@ func (i *Instance) Dial(ctx context.Context, plug string) (net.Conn, error) {
 		// destination is gone, and name another.
 		conn, err := i.dialOnce(ctx, plug)
 		var unreachable *unreachableError
-		if err == nil || attempt == dialAttempts || ctx.Err() != nil || !errors.As(err, &unreachable) {
+		if err == nil || attempt == dialAttempts || !errors.As(err, &unreachable) {
 			return conn, err
 		}
 	}
@@ -105,6 +109,9 @@ func (e *unreachableError) Unwrap() []error { return []error{e.error, ErrUnavail
 // dialOnce asks for one session and dials it.
 func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) {
 	op := "dial " + plug
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("ssmmp: %s: %w", op, err)
+	}
 	reply := make(chan dialAnswer, 1)
 	i.mu.Lock()
 	if i.draining {
@@ -137,14 +144,18 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 
 	inner, err := i.connect(ctx, a.target)
 	if err != nil {
-		status := StatusUnreachable
-		if ctx.Err() != nil {
+		cause := ctx.Err()
+		if cause == nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			cause = context.DeadlineExceeded // the system's timer was earlier than ours
+		}
+		status := StatusUnreachable // also at the deadline: it had its time
+		if errors.Is(cause, context.Canceled) {
 			status = StatusCanceled
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				status = StatusUnreachable // it had its time
-			}
 		}
 		i.step(instanceInput{Kind: instanceDialFailed, Call: call, Status: status})
+		if cause != nil {
+			return nil, fmt.Errorf("ssmmp: %s: %w: %w", op, cause, err)
+		}
 		return nil, &unreachableError{fmt.Errorf("ssmmp: %s: %w", op, err)}
 	}
 	local, remote := addrPort(inner.LocalAddr()), addrPort(inner.RemoteAddr())
@@ -164,7 +175,7 @@ func (i *Instance) connect(ctx context.Context, target netip.AddrPort) (net.Conn
 	until := time.Now().Add(refusedWindow)
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		conn, err := i.cfg.Transport.Dial(ctx, target.String())
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(until) {
+		if err == nil || !refused(err) || time.Now().After(until) {
 			return conn, err
 		}
 		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
@@ -175,6 +186,10 @@ func (i *Instance) connect(ctx context.Context, target netip.AddrPort) (net.Conn
 			return nil, err
 		}
 	}
+}
+
+func refused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaConnRefused)
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
