@@ -60,6 +60,7 @@ func (c *managerCore) started(i *instance, s Status) {
 		}
 	case s == StatusTimeout && i.state == instanceStarting:
 		// It may still be starting: whatever is there must go.
+		i.failure = s
 		c.failWaiters(i, s)
 		c.shutdown(i, true, "not ready in time")
 	case i.state == instanceStarting:
@@ -181,6 +182,9 @@ func (c *managerCore) ended(i *instance, status Status, cause string) {
 	c.closeFarEnds(i)
 	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
 	wanted := i.state >= instanceDraining
+	if i.failure != 0 {
+		wanted, status = false, i.failure
+	}
 	waiters := i.waiters
 	i.waiters = nil
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))

@@ -206,6 +206,7 @@ type instance struct {
 	hard     bool          // the shutdown under way is a hard one
 	killSent bool
 	why      string // cause of the shutdown under way
+	failure  Status // what its end will count as, when that is a failure; else 0
 
 	status       Status // last reported health
 	suspect      bool   // a dial to it failed since it last reported well
