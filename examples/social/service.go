@@ -14,7 +14,8 @@ import (
 type mesh interface {
 	// Listen announces on one of the service's sockets.
 	Listen(socket string) (net.Listener, error)
-	// Dial opens a session through one of the service's plugs.
+	// Dial opens a session through one of the service's plugs. It tries
+	// another destination itself where one cannot be reached.
 	Dial(ctx context.Context, plug string) (net.Conn, error)
 }
 
@@ -303,10 +304,6 @@ func (c *conversation) session(ctx context.Context, plug string) (*link, error) 
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := c.mesh.Dial(dialing, plug)
-	if err != nil && dialing.Err() == nil && !isTimeout(err) {
-		// The instance that was chosen may just have ended: another is next.
-		conn, err = c.mesh.Dial(dialing, plug)
-	}
 	if err != nil {
 		return nil, &statusError{statusUnavailable, fmt.Sprintf("no session through %s: %v", plug, err)}
 	}
