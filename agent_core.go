@@ -96,7 +96,7 @@ type agentCore struct {
 	registerID int64
 	queue      []Message // reports for the Manager, while it is away
 
-	conns     map[connID]*agentInstance // of instances; nil until bound
+	conns     map[connID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
 	ended     map[InstanceID]bool
 	endedList []InstanceID // oldest first, for forgetting
@@ -455,7 +455,6 @@ func (c *agentCore) exited(id InstanceID, exit Exit) {
 func (c *agentCore) forget(i *agentInstance, exit Exit) {
 	delete(c.instances, i.id)
 	if i.conn != 0 {
-		c.conns[i.conn] = nil
 		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
 	}
 	c.ended[i.id] = true

@@ -44,11 +44,11 @@ const (
 	defaultDialTimeout      = 45 * time.Second
 	defaultCallbackDeadline = 8 * time.Second
 	defaultSessionIdle      = 5 * time.Minute
-	// dialAttempts is how many destinations a Dial tries.
-	dialAttempts = 3
-	// refusedWindow is how long a Dial tries a port that refuses: its
-	// instance was just started and may not listen yet.
-	refusedWindow = 3 * time.Second
+	// dialAttempts is how often a Dial asks for a destination, and
+	// refusedWindow how long it tries one that refuses: its instance may
+	// have been started just now and not listen yet.
+	dialAttempts  = 6
+	refusedWindow = 500 * time.Millisecond
 )
 
 // ParseLaunch reads what an agent wrote on the command line (PROTOCOL section

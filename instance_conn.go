@@ -61,6 +61,8 @@ func (i *Instance) Dial(ctx context.Context, plug string) (net.Conn, error) {
 		defer cancel()
 	}
 	for attempt := 1; ; attempt++ {
+		// Each attempt asks the Manager anew: it may know by now that the
+		// destination is gone, and name another.
 		conn, err := i.dialOnce(ctx, plug)
 		var unreachable *unreachableError
 		if err == nil || attempt == dialAttempts || ctx.Err() != nil || !errors.As(err, &unreachable) {

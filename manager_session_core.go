@@ -22,6 +22,10 @@ type offerExpiry struct {
 	id  SessionID
 }
 
+// listenGrace is how long after it is ready an instance may refuse: ready says
+// that it runs, not yet that it listens.
+const listenGrace = 3 * time.Second
+
 // maxWaiting bounds the requests that wait for an instance to start.
 const maxWaiting = 1 << 16
 
@@ -198,7 +202,7 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 	s := c.sessions.at(slot)
 	dst := c.slots[s.dst]
 	if !m.Status.Success() {
-		if m.Status >= 500 {
+		if m.Status >= 500 && c.now-dst.ready >= listenGrace {
 			dst.suspect = true // the next request may go to another instance
 		}
 		c.sessionClosed(slot, m.Status, "dial failed")
