@@ -57,14 +57,15 @@
 // message, a lost connection, a command, the time, and returns what is to be
 // sent, executed, killed and answered. They have no goroutine, clock, I/O, lock,
 // log or chance, so the same inputs give the same outputs. The Manager's core
-// changes its lasting state only by recording an [Event] in the past tense, and
-// nothing leaves before the events that caused it were recorded.
+// records what happens to graphs, agents, instances and sessions as an [Event]
+// in the past tense, and nothing leaves before the events that caused it were
+// recorded.
 //
 // Around each core is a thin runtime, the exported type, which owns a mutex, the
 // connections and a timer. Each connection is a link: one goroutine that reads
 // and one that writes whatever is queued in one write. A queue holds 1 MiB and a
 // write takes 10 s at most; a peer that is slower loses that connection.
-// No lock is held across I/O, a wait, a callback or a log call.
+// No lock is held across a read, a write, a callback or a log call.
 //
 // # Transports and launchers
 //
@@ -110,7 +111,8 @@
 //     run to run on.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
-//   - x_reason in a failed session_response: more for a person.
+//   - x_reason in a failed session_response: more for a person. By it a dial
+//     tells [ErrManagerAway] from [ErrUnavailable].
 //   - x_secret in the hello of an instance: that it is the one its agent
 //     executed. Agents take it out before they relay.
 //
