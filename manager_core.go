@@ -304,6 +304,9 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	a = c.byAddr[addr]
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
 	a.healthAsked, a.healthMissed = 0, 0
+	for _, i := range a.instances {
+		i.healthAsked = 0 // it may have been lost with the old connection
+	}
 	c.conns[conn] = a
 	answer(StatusOK)
 
