@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -100,6 +101,7 @@ type agentCore struct {
 	instances map[InstanceID]*agentInstance
 	ended     map[InstanceID]bool
 	endedList []InstanceID // oldest first, for forgetting
+	newest    InstanceID   // the greatest id that it ever executed
 
 	relayed map[int64]relayedRequest // requests of the Manager, by message id
 	lastOwn int64
@@ -234,6 +236,9 @@ func (c *agentCore) register(conn connID) {
 		if m, ok := q.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
 			list = append(list, runningInstance{m.ServiceInstanceID, m.ServiceName})
 		}
+	}
+	if c.newest > 0 {
+		m.Extensions = append(m.Extensions, Extension{extNewest, strconv.FormatInt(int64(c.newest), 10)})
 	}
 	if len(list) > 0 {
 		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
@@ -385,6 +390,7 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
 		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
 	c.instances[i.id] = i
+	c.newest = max(c.newest, i.id)
 	c.out = append(c.out, agentOutput{Kind: agentLaunch, Instance: i.id, Entry: entry, Launch: Launch{
 		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
 	c.after(c.cfg.StartTimeout, func() {

@@ -272,7 +272,8 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 		return
 	}
 	running, err := parseInstanceList(m.Extension(extInstances))
-	if err != nil {
+	newest, err2 := parseNewest(m.Extension(extNewest))
+	if err = cmp.Or(err, err2); err != nil {
 		c.violation(conn, err.Error())
 		answer(StatusBadMessage)
 		return
@@ -300,7 +301,9 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	if back || a != nil {
 		cause = "came back"
 	}
-	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
+	// A Manager that lost its state must not give an id again that this agent
+	// has seen (PROTOCOL section 3, Execution).
+	c.record(Event{Kind: EventAgentRegistered, Node: addr, Instance: newest, Cause: cause})
 	a = c.byAddr[addr]
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
 	a.healthAsked, a.healthMissed = 0, 0

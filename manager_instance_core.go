@@ -244,7 +244,7 @@ func (c *managerCore) restore() {
 				continue
 			}
 			cause := "deployed"
-			if v.lastEnd > 0 {
+			if v.lastNode != nil {
 				cause = "started again"
 			}
 			c.start(v, cause)
@@ -393,6 +393,7 @@ type runningInstance struct {
 const (
 	extAgent     = "x_agent"     // initiation_request: identity of the agent's process
 	extInstances = "x_instances" // initiation_request: what it runs, "7, A & 9, B"
+	extNewest    = "x_newest"    // initiation_request: the greatest instance id that it ever executed
 	extExit      = "x_exit"      // termination_info: exit code or signal
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
@@ -423,6 +424,21 @@ func parseInstanceList(s string) ([]runningInstance, error) {
 		list = append(list, r)
 	}
 	return list, nil
+}
+
+// maxInstance bounds what an agent may say of ids that were used, so that none
+// can use them all up.
+const maxInstance = 1 << 53
+
+func parseNewest(s string) (InstanceID, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n <= 0 || n > maxInstance {
+		return 0, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extNewest, Value: clip(s), Reason: "not an instance id"}
+	}
+	return InstanceID(n), nil
 }
 
 func cloneStrings(in []string) []string {

@@ -292,6 +292,7 @@ func (c *managerCore) evolve(ev *Event) {
 			c.byAddr[ev.Node] = a
 		}
 		a.lost = false
+		c.lastInstance = max(c.lastInstance, ev.Instance)
 
 	case EventAgentAway:
 		c.byAddr[ev.Node].awaySince = c.now
