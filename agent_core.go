@@ -228,6 +228,13 @@ func (c *agentCore) register(conn connID) {
 	for id := range c.instances {
 		list = append(list, id)
 	}
+	// One whose end is still to be reported counts as running until then: the
+	// Manager shall learn how it ended.
+	for _, q := range c.queue {
+		if m, ok := q.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
+			list = append(list, m.ServiceInstanceID)
+		}
+	}
 	if len(list) > 0 {
 		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
 	}

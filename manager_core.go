@@ -329,6 +329,9 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	a = c.byAddr[addr]
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
 	a.healthAsked, a.healthMissed = 0, 0
+	for _, i := range a.instances {
+		i.healthAsked = 0 // it may have been lost with the old connection
+	}
 	c.conns[conn] = a
 	answer(StatusOK)
 
@@ -351,7 +354,6 @@ func (c *managerCore) settle(a *agent, running []InstanceID) {
 	runs := map[InstanceID]bool{}
 	for _, id := range running {
 		runs[id] = true
-		c.lastInstance = max(c.lastInstance, id)
 		if i := c.instances[id]; i == nil || i.a != a {
 			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownService, ServiceInstanceID: id},
 				TypeHardShutdownResponse, c.cfg.RequestTimeout, func(Status) {})

@@ -245,7 +245,7 @@ func (c *managerCore) restore() {
 				continue
 			}
 			cause := "deployed"
-			if v.lastEnd > 0 {
+			if v.lastNode != nil {
 				cause = "started again"
 			}
 			c.start(v, cause)
