@@ -203,7 +203,6 @@ type instance struct {
 	started  time.Duration // when it was requested
 	ready    time.Duration // when it was ready
 	waiters  []waiter      // session requests that wait for it to be ready
-	hard     bool          // the shutdown under way is a hard one
 	killSent bool
 	why      string // cause of the shutdown under way
 	failure  Status // what its end will count as, when that is a failure; else 0
