@@ -61,26 +61,28 @@ func TestImports(t *testing.T) {
 // Waiting for time to pass makes a test slow or flaky, except in virtual time.
 func TestNoSleepInTests(t *testing.T) {
 	t.Parallel()
-	seen := 0
+	packages := map[string]map[string][]byte{} // sources by file, by directory
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, "_test.go") {
 			return err
 		}
-		src, err := os.ReadFile(name)
-		if err != nil {
-			return err
+		dir := filepath.Dir(name)
+		if packages[dir] == nil {
+			packages[dir] = map[string][]byte{}
 		}
-		seen++
-		for _, fault := range sleepFaults(t, name, src) {
-			t.Error(fault)
-		}
-		return nil
+		packages[dir][name], err = os.ReadFile(name)
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if seen < 2 {
-		t.Errorf("looked at %d test files", seen)
+	for _, files := range packages {
+		for _, fault := range sleepFaults(t, files) {
+			t.Error(fault)
+		}
+	}
+	if len(packages) < 3 {
+		t.Errorf("looked at the tests of %d packages", len(packages))
 	}
 }
 
@@ -127,15 +129,20 @@ func TestImportRules(t *testing.T) {
 		want      []string
 	}{
 		{"real time", `func f() { time.Sleep(1) }`, []string{"x_test.go:2: time.Sleep outside a synctest bubble"}},
+		{"by another name", `func f() { clock.Sleep(1) }`, []string{"x_test.go:2: time.Sleep outside a synctest bubble"}},
 		{"as a value", `var f = time.Sleep`, []string{"x_test.go:2: time.Sleep outside a synctest bubble"}},
+		{"a helper", "func f() { synctest.Test(t, g) }\nfunc g() { time.Sleep(1) }", []string{"x_test.go:3: time.Sleep outside a synctest bubble"}},
 		{"virtual time", `func f() { synctest.Test(t, func(t *testing.T) { go func() { time.Sleep(1) }() }) }`, nil},
-		{"a mesh in virtual time", `func f() { bubble(t, func(t *testing.T) { time.Sleep(1) }) }`, nil},
-		{"beside virtual time", "func f() {\n synctest.Test(t, g)\n time.Sleep(1) }", []string{"x_test.go:4: time.Sleep outside a synctest bubble"}},
+		{"virtual time of another function", "func f() { g(func() { time.Sleep(1) }) }\nfunc g(f func()) { h(f) }\nfunc h(f func()) { synctest.Test(t, f) }", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			src := "package ssmmp; import (\"time\"; \"testing/synctest\")\n" + tt.src
-			if got := sleepFaults(t, "x_test.go", []byte(src)); !slices.Equal(got, tt.want) {
+			imports := "import (\"time\"; \"testing/synctest\")"
+			if strings.Contains(tt.src, "clock.") {
+				imports = "import clock \"time\""
+			}
+			src := "package ssmmp; " + imports + "\n" + tt.src
+			if got := sleepFaults(t, map[string][]byte{"x_test.go": []byte(src)}); !slices.Equal(got, tt.want) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
@@ -179,32 +186,58 @@ func rootFaults(t *testing.T, name string, src []byte) (faults []string) {
 	return faults
 }
 
-// sleepFaults returns where a test sleeps outside the function that it gives to
-// synctest.Test, or to bubble, which passes it on.
-func sleepFaults(t *testing.T, name string, src []byte) (faults []string) {
-	file, fault := parse(t, name, src, &faults)
-	clock, virtual := importName(t, file, "time"), importName(t, file, "testing/synctest")
-	is := func(e ast.Expr, pkg, name string) bool {
-		s, ok := e.(*ast.SelectorExpr)
-		if !ok || s.Sel.Name != name {
-			return false
-		}
-		x, ok := s.X.(*ast.Ident)
-		return ok && x.Name == pkg
+// sleepFaults returns where the tests of a package sleep in a function that
+// does not enter a synctest bubble, by itself or through those that it calls.
+func sleepFaults(t *testing.T, files map[string][]byte) (faults []string) {
+	type sleep struct {
+		in    string // a function
+		fault string
 	}
-	ast.Inspect(file, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.CallExpr:
-			if x, ok := n.Fun.(*ast.Ident); is(n.Fun, virtual, "Test") || ok && x.Name == "bubble" {
-				return false
+	var sleeps []sleep
+	calls := map[string][]string{} // functions that a function names
+	enters := map[string]bool{}    // functions that enter a bubble
+	for name, src := range files {
+		var found []string
+		file, fault := parse(t, name, src, &found)
+		clock, virtual := importName(t, file, "time"), importName(t, file, "testing/synctest")
+		for _, decl := range file.Decls {
+			in := ""
+			if f, ok := decl.(*ast.FuncDecl); ok {
+				in = f.Name.Name
 			}
-		case *ast.SelectorExpr:
-			if is(n, clock, "Sleep") {
-				fault(n.Pos(), "time.Sleep outside a synctest bubble")
+			ast.Inspect(decl, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.Ident:
+					calls[in] = append(calls[in], n.Name)
+				case *ast.SelectorExpr:
+					x, ok := n.X.(*ast.Ident)
+					switch {
+					case !ok:
+					case x.Name == virtual && n.Sel.Name == "Test":
+						enters[in] = true
+					case x.Name == clock && n.Sel.Name == "Sleep":
+						fault(n.Pos(), "time.Sleep outside a synctest bubble")
+						sleeps = append(sleeps, sleep{in, found[len(found)-1]})
+					}
+				}
+				return true
+			})
+		}
+	}
+	for more := true; more; {
+		more = false
+		for f, names := range calls {
+			if !enters[f] && slices.ContainsFunc(names, func(name string) bool { return enters[name] }) {
+				enters[f], more = true, true
 			}
 		}
-		return true
-	})
+	}
+	for _, s := range sleeps {
+		if s.in == "" || !enters[s.in] {
+			faults = append(faults, s.fault)
+		}
+	}
+	slices.Sort(faults)
 	return faults
 }
 
