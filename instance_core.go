@@ -59,8 +59,9 @@ type instanceOutput struct {
 	Text   string
 }
 
-// maxReports bounds the reports kept while the agent is away.
-const maxReports = 1 << 14
+// maxReports bounds in bytes the reports kept while the agent is away. They
+// all go out at once when it is back, after hello: a link's queue takes no more.
+const maxReports = maxQueue - MaxLine
 
 type instanceCore struct {
 	launch Launch
@@ -70,6 +71,7 @@ type instanceCore struct {
 	health  Status
 	lastID  int64
 	reports []Message // for the agent, while it is away
+	kept    int       // bytes of reports
 
 	dials   map[int64]*instanceDialing // by message id
 	byCall  map[callID]int64
@@ -163,14 +165,17 @@ func (c *instanceCore) send(m Message) {
 
 // report sends what the Manager has to learn, now or when the agent is back.
 func (c *instanceCore) report(m Message) {
-	switch {
-	case c.up:
+	if c.up {
 		c.send(m)
-	case len(c.reports) < maxReports:
-		c.reports = append(c.reports, m)
-	default:
-		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
+		return
 	}
+	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
+	if c.kept+len(line) > maxReports {
+		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
+		return
+	}
+	c.kept += len(line)
+	c.reports = append(c.reports, m)
 }
 
 func (c *instanceCore) warn(text string) {
@@ -189,7 +194,7 @@ func (c *instanceCore) hello() {
 	for _, m := range c.reports {
 		c.send(m)
 	}
-	c.reports = nil
+	c.reports, c.kept = nil, 0
 }
 
 // down fails the dials that wait for an answer. Those that have theirs go on:
