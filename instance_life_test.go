@@ -470,10 +470,12 @@ func TestIdleTimeout(t *testing.T) {
 		withAgent(t, withIdle(idle), func(t *testing.T, f *fakeAgent) {
 			conn, far := f.session()
 			const size = 10 * memMaxBuffer
-			wrote := make(chan error, 1)
+			var wrote time.Time
+			failed := make(chan error, 1)
 			go func() {
 				_, err := conn.Write(make([]byte, size))
-				wrote <- err
+				wrote = time.Now()
+				failed <- err
 			}()
 			for range 10 {
 				time.Sleep(idle - time.Second)
@@ -481,11 +483,12 @@ func TestIdleTimeout(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := <-wrote; err != nil {
+			if err := <-failed; err != nil {
 				t.Errorf("a Write whose peer reads slowly: %v", err)
 			}
-			if took := lasts(far); took != idle {
-				t.Errorf("closed %s after the last byte; want %s", took, idle)
+			lasts(far)
+			if took := time.Since(wrote); took != idle {
+				t.Errorf("closed %s after the Write; want %s", took, idle)
 			}
 		})
 	})
