@@ -73,8 +73,10 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 		return fault("instance_id", args[1], errors.New("not a positive integer"))
 	}
 	l.ID = InstanceID(id)
-	if l.Address, err = netip.ParseAddr(args[2]); err != nil {
-		return fault("network_address", args[2], err)
+	l.Address, err = netip.ParseAddr(args[2])
+	l.Address = l.Address.Unmap()
+	if err != nil || l.Address.IsUnspecified() || l.Address.Zone() != "" {
+		return fault("network_address", args[2], errors.New("not the address of a node"))
 	}
 	if l.Sockets, err = ParseSockets(args[3]); err != nil {
 		return fault("socket_configuration", args[3], err)
