@@ -333,3 +333,23 @@ func TestDialContextPlug(t *testing.T) {
 		})
 	})
 }
+
+// The reason outlives the message that it came with, whose buffer is used again
+// (and overwritten, under the race detector).
+func TestDialReasonIsKept(t *testing.T) {
+	withAgent(t, nil, func(t *testing.T, f *fakeAgent) {
+		done := f.dial(t.Context())
+		r := said[*SessionRequest](f)
+		f.send(&SessionResponse{Header: Header{MessageID: r.MessageID, SubType: AgentToService, Extensions: []Extension{{extReason, "every node is full"}}},
+			SourceServiceName: "A", SourceServiceInstanceID: 7, DestServiceName: "B", DestSocketName: "T", Status: StatusUnavailable})
+		synctest.Wait()
+		f.send(&InstanceHealthRequest{Header: Header{MessageID: 50, SubType: AgentToServiceInstance, Extensions: []Extension{{"x_fill", strings.Repeat("x", 1000)}}},
+			ServiceInstanceID: 7, ServiceInstanceNetworkAddress: nodeAddr})
+		said[*InstanceHealthResponse](f)
+		res := <-done
+		var status *StatusError
+		if !errors.As(res.err, &status) || status.Reason != "every node is full" || !strings.HasSuffix(res.err.Error(), ": every node is full") {
+			t.Errorf("Dial: %v; want the reason", res.err)
+		}
+	})
+}
