@@ -17,6 +17,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
+// lastWords bounds how long the connection of an instance that has ended is
+// still read: it ends with the instance, unless another process holds it too.
+const lastWords = time.Second
+
 // An AgentConfig configures an agent. A field's zero value means its default;
 // Manager and Address have none.
 type AgentConfig struct {
@@ -394,6 +398,7 @@ func (a *Agent) launch(o agentOutput) {
 		a.step(agentInput{Kind: agentStarted, Instance: o.Instance, Err: err})
 		if err == nil {
 			exit := process.Wait()
+			a.hearOut(o.Instance)
 			a.log.Info("ended", "service", o.Launch.Service, "instance", o.Instance, "exit", exit.String(), "reason", exit.Reason)
 			a.step(agentInput{Kind: agentExited, Instance: o.Instance, Exit: exit})
 		}
@@ -401,6 +406,26 @@ func (a *Agent) launch(o agentOutput) {
 		delete(a.processes, o.Instance)
 		a.mu.Unlock()
 	})
+}
+
+// hearOut waits until everything is read that an ended instance said: its last
+// words may still be on their way.
+func (a *Agent) hearOut(id InstanceID) {
+	a.mu.Lock()
+	var l *link
+	if i := a.core.instances[id]; i != nil {
+		l = a.links[i.conn]
+	}
+	a.mu.Unlock()
+	if l == nil {
+		return
+	}
+	late := time.NewTimer(lastWords)
+	defer late.Stop()
+	select {
+	case <-l.done:
+	case <-late.C:
+	}
 }
 
 func (a *Agent) kill(id InstanceID, p *agentProcess) {

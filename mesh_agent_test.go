@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -526,4 +528,108 @@ func TestMeshAgentStops(t *testing.T) {
 			t.Errorf("%d sessions are left", n)
 		}
 	})
+}
+
+// Agents come and go under load. Once that stops, what the Manager knows is
+// what there is: every agent is up, every instance that runs is known, and no
+// session is left that has closed.
+func TestMeshFlapping(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newLifeMesh(t, ManagerConfig{SessionsPerInstance: 5, LostAfter: 20 * time.Second, IdleAfter: 10 * time.Second, History: 1 << 20}, 3, nil)
+				defer s.close()
+				s.begin()
+				over := make(chan struct{})
+				var load sync.WaitGroup
+				for n := range 12 {
+					load.Go(func() {
+						rnd := rand.New(rand.NewPCG(seed, uint64(n)))
+						for {
+							select {
+							case <-over:
+								return
+							case <-time.After(time.Duration(rnd.IntN(1000)) * time.Millisecond):
+							}
+							service, plug := "gw", []string{"P", "Pd"}[n%2]
+							if n%3 == 0 {
+								service, plug = "mid", "Q"
+							}
+							s.mu.Lock()
+							var from *keptInstance
+							for _, k := range s.kept {
+								if k.Service() == service && (from == nil || rnd.IntN(2) == 0) {
+									from = k
+								}
+							}
+							s.mu.Unlock()
+							if from == nil {
+								continue
+							}
+							ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+							conn, err := from.Dial(ctx, plug)
+							cancel()
+							if err == nil {
+								time.Sleep(time.Duration(rnd.IntN(5000)) * time.Millisecond)
+								conn.Close()
+							}
+						}
+					})
+				}
+				rnd := rand.New(rand.NewPCG(seed, 99))
+				for range 30 {
+					g := s.nodeGate(rnd.IntN(3))
+					if rnd.IntN(3) == 0 {
+						rejoin := g.sever()
+						time.Sleep(time.Duration(rnd.IntN(10)) * time.Second)
+						rejoin()
+					} else {
+						g.shut()
+						time.Sleep(time.Duration(rnd.IntN(30)) * time.Second)
+						g.open()
+					}
+					time.Sleep(time.Duration(rnd.IntN(3000)) * time.Millisecond)
+				}
+				time.Sleep(backAgain)
+				close(over)
+				load.Wait()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+
+				if n := len(s.events(EventSessionOpened, nil)); n < 500 {
+					t.Errorf("only %d sessions were opened", n)
+				}
+				snap := s.m.Snapshot()
+				for _, a := range snap.Agents {
+					if a.State != AgentUp {
+						t.Errorf("agent %s is %s", a.Address, a.State)
+					}
+				}
+				if len(snap.Sessions) != 0 {
+					t.Errorf("sessions are left: %+v", snap.Sessions)
+				}
+				known := map[InstanceID]bool{}
+				for _, i := range snap.Instances {
+					known[i.ID] = true
+					if i.State != "running" || i.Service != "gw" {
+						t.Errorf("%+v", i)
+					}
+				}
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				for id, k := range s.kept {
+					select {
+					case <-k.Done():
+						if known[id] {
+							t.Errorf("instance %d ended, and the Manager does not know", id)
+						}
+					default:
+						if !known[id] {
+							t.Errorf("instance %d runs, and the Manager does not know", id)
+						}
+					}
+				}
+			})
+		})
+	}
 }

@@ -97,14 +97,15 @@ func TestMeshShutdown(t *testing.T) {
 // An instance that does not exit in time is killed (PROTOCOL section 3,
 // Graceful shutdown: not answered in time → hard shutdown).
 func TestMeshShutdownTurnsHard(t *testing.T) {
-	for _, at := range []string{"OnDrain", "OnSessionClose", "exit"} {
+	for _, at := range []string{"OnDrain", "exit"} {
 		t.Run(at, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				never := make(chan struct{})
 				began := time.Now()
 				var s *lifeMesh
 				stuck := FuncLauncher(func(ctx context.Context, l Launch) error {
-					inst, err := JoinWith(ctx, JoinConfig{Launch: l, Transport: s.host("10.0.0.1"), DrainTimeout: time.Hour})
+					p := &processTransport{MemHost: s.host("10.0.0.1")}
+					inst, err := JoinWith(ctx, JoinConfig{Launch: l, Transport: p, DrainTimeout: time.Hour})
 					if err != nil {
 						return err
 					}
@@ -118,15 +119,11 @@ func TestMeshShutdownTurnsHard(t *testing.T) {
 							<-never
 						}
 					})
-					inst.OnSessionClose(func(SessionClose) {
-						if at == "OnSessionClose" {
-							<-never
-						}
-					})
 					<-ctx.Done()
 					if d := time.Since(began); d != 10*time.Second {
 						t.Errorf("killed after %v, want the DrainTimeout of 10 s", d)
 					}
+					p.end()
 					go func() { <-never; inst.Close() }()
 					return ctx.Err()
 				})
