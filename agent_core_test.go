@@ -28,9 +28,14 @@ type agentStepper struct {
 	manager  connID
 	launched map[InstanceID]Launch
 	running  []InstanceID
-	asked    []Message // by the Manager, for an instance to answer
-	relayed  []Message // session requests that reached the Manager
+	asked    []agentRequest // by the Manager, for an instance to answer
+	relayed  []Message      // session requests that reached the Manager
 	empty    bool
+}
+
+type agentRequest struct {
+	to  InstanceID // over whatever connection it has
+	msg Message
 }
 
 type agentStep struct {
@@ -125,7 +130,7 @@ func (s *agentStepper) sent(o agentOutput) {
 			s.t.Fatalf("%v", err)
 		}
 		if responseToAgent(o.Msg) != nil {
-			s.asked = append(s.asked, Clone(o.Msg))
+			s.asked = append(s.asked, agentRequest{s.core.conns[o.Conn].id, Clone(o.Msg)})
 		}
 		return
 	}
@@ -172,8 +177,28 @@ func (s *agentStepper) message(conn connID, line string, p proof) []agentOutput 
 	if err != nil {
 		s.t.Fatalf("%q: %v", line, err)
 	}
-	return s.step(agentInput{Kind: agentMessage, Conn: conn, Msg: m, Proof: p}, line)
+	typ, id := m.Type(), m.Head().MessageID
+	before := len(s.asked)
+	out := s.step(agentInput{Kind: agentMessage, Conn: conn, Msg: m, Proof: p}, line)
+	speaker := InstanceID(0)
+	if i := s.core.conns[conn]; i != nil {
+		speaker = i.id
+	}
+	asked := conn == s.manager || slices.ContainsFunc(s.asked[:before], func(r agentRequest) bool {
+		want := responseToAgent(r.msg)
+		return r.to == speaker && want.Type() == typ && want.Head().MessageID == id
+	})
+	for _, o := range out {
+		if o.Kind == agentSend && o.Conn == s.manager && o.Msg.Type() == typ && responses[typ] && !asked {
+			s.t.Fatalf("the Manager gets a response that this instance was not asked for: %q", line)
+		}
+	}
+	return out
 }
+
+// responses are those that only an instance can give.
+var responses = map[Type]bool{TypeSourceSessionCloseResponse: true, TypeDestSessionCloseResponse: true,
+	TypeGracefulShutdownResponse: true, TypeInstanceHealthResponse: true}
 
 func (s *agentStepper) exited(id InstanceID) {
 	s.running = slices.DeleteFunc(s.running, func(r InstanceID) bool { return r == id })
@@ -306,6 +331,9 @@ func TestAgentCoreChaos(t *testing.T) {
 				m := &SessionRequest{Header: Header{MessageID: rapid.Int64Range(1, 6).Draw(t, "message id"), SubType: ServiceToAgent},
 					SourceServiceName: "A", SourceServiceInstanceID: i, SourceServiceInstanceNetworkAddress: coreNodes[0],
 					SourcePlugName: "P1", DestServiceName: "B", DestSocketName: rapid.SampledFrom([]string{"S2", "S2", "S9"}).Draw(t, "socket")}
+				if rapid.Bool().Draw(t, "secret") {
+					m.Extensions = []Extension{{extSecret, "secret"}}
+				}
 				if l.Service != "" {
 					m.SourceServiceName = l.Service
 				}
@@ -344,8 +372,14 @@ func TestAgentCoreChaos(t *testing.T) {
 			},
 			func() { // an instance's answer, from it or another
 				if len(s.asked) > 0 {
-					m := rapid.SampledFrom(s.asked).Draw(t, "request")
-					s.message(conn(), encode(t, responseToAgent(m)), proofNone)
+					r := rapid.SampledFrom(s.asked).Draw(t, "request")
+					to := of(r.to)
+					if rapid.IntRange(0, 2).Draw(t, "another") == 0 {
+						to = conn()
+					}
+					if to != s.manager {
+						s.message(to, encode(t, responseToAgent(r.msg)), proofNone)
+					}
 				}
 			},
 			func() { // anything

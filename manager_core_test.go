@@ -96,11 +96,13 @@ type managerStepper struct {
 	keys   []SessionID // of open, in order
 
 	asked    map[offerKey]int          // session requests that were stepped
+	sockets  map[offerKey][]string     // that they asked for
 	answered map[offerKey]int          // and answered
 	granted  map[offerKey]bool         // offered, says an event
 	answers  map[answerKey]string      // the first answer
 	recent   map[InstanceID][]offerKey // the requests answered last
 	requests []managerRequest          // of the Manager, that an agent may answer
+	past     []managerRequest          // and those that were answered
 	offers   []*SessionResponse        // grants, that an instance may acknowledge
 	replied  map[callID]bool
 }
@@ -125,7 +127,7 @@ func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
 	return &managerStepper{
 		t: t, cfg: cfg, core: newManagerCore(cfg),
 		conns: map[connID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},
-		open: map[SessionID]Event{}, seen: map[SessionID]bool{}, asked: map[offerKey]int{}, answered: map[offerKey]int{},
+		open: map[SessionID]Event{}, seen: map[SessionID]bool{}, asked: map[offerKey]int{}, sockets: map[offerKey][]string{}, answered: map[offerKey]int{},
 		granted: map[offerKey]bool{}, answers: map[answerKey]string{}, recent: map[InstanceID][]offerKey{}, replied: map[callID]bool{},
 	}
 }
@@ -148,8 +150,12 @@ func (s *managerStepper) message(conn connID, line string) {
 	case *InitiationRequest:
 		register = Clone(m).(*InitiationRequest)
 	case *SessionRequest:
-		s.asked[offerKey{m.SourceServiceInstanceID, m.MessageID}]++
+		key := offerKey{m.SourceServiceInstanceID, m.MessageID}
+		s.asked[key]++
+		s.sockets[key] = append(s.sockets[key], strings.Clone(m.DestSocketName))
 	}
+	speaker, known := s.live[senderOf(m)]
+	foreign := known && speaker.Node != s.conns[conn]
 	out, events := s.step(managerInput{Kind: managerMessage, Conn: conn, Msg: m}, line)
 	if unasked {
 		for _, ev := range events {
@@ -159,6 +165,11 @@ func (s *managerStepper) message(conn connID, line string) {
 		}
 		if len(out) > 0 {
 			s.t.Fatalf("nobody asked for %q, and still %d outputs", line, len(out))
+		}
+	}
+	for _, ev := range events {
+		if foreign && ev.Kind != EventProtocolViolated && ev.Kind != EventSessionRefused {
+			s.t.Fatalf("an agent speaks for another's instance %d, and gets %s", speaker.Instance, ev)
 		}
 	}
 	for _, o := range out {
@@ -215,6 +226,7 @@ func (s *managerStepper) unasked(conn connID, m Message) bool {
 		}
 		want := responseTo(r.msg, StatusOK)
 		if want.Type() == m.Type() && want.Head().MessageID == m.Head().MessageID {
+			s.past = append(s.past, r)
 			s.requests = slices.Delete(s.requests, i, i+1)
 			return false
 		}
@@ -291,7 +303,8 @@ func (s *managerStepper) event(ev Event) {
 			s.t.Fatalf("%s: its id is used again, or an end is not live", ev)
 		}
 		edge, ok := s.core.graphs[src.Graph].EdgeOf(src.Vertex, ev.Plug)
-		if !ok || src.Graph != dst.Graph || edge.To != dst.Vertex || edge.Socket != ev.Socket {
+		if !ok || src.Graph != dst.Graph || edge.To != dst.Vertex || edge.Socket != ev.Socket ||
+			!slices.Contains(s.sockets[offerKey{ev.Source, ev.MessageID}], ev.Socket) {
 			s.t.Fatalf("%s: not on an edge of the graph", ev)
 		}
 		s.seen[ev.Session], s.open[ev.Session] = true, ev
@@ -534,6 +547,14 @@ func (s *managerChaos) respond() {
 	s.message(s.conn(r.to), encode(s.t, responseTo(r.msg, s.status())))
 }
 
+// respondAgain answers what was answered before.
+func (s *managerChaos) respondAgain() {
+	if len(s.past) > 0 {
+		r := rapid.SampledFrom(s.past).Draw(s.t, "request")
+		s.message(s.conn(r.to), encode(s.t, responseTo(r.msg, s.status())))
+	}
+}
+
 func (s *managerChaos) request() {
 	id := s.id()
 	src := s.live[id]
@@ -646,7 +667,7 @@ func TestManagerCoreChaos(t *testing.T) {
 	t.Parallel()
 	graphs := coreGraphs(t)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(3, 12).Draw(t, "ports"),
+		cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(1, 6).Draw(t, "ports"),
 			SessionsPerInstance: rapid.IntRange(0, 2).Draw(t, "sessions per instance"),
 			InstancesPerService: rapid.IntRange(0, 2).Draw(t, "instances per service")}
 		s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
@@ -660,7 +681,7 @@ func TestManagerCoreChaos(t *testing.T) {
 			s.acknowledge()
 		}
 		actions := []func(){s.respond, s.respond, s.respond, s.respond, s.request, s.request, s.request, s.acknowledge, s.acknowledge,
-			s.closeInfo, s.command, s.garbage, s.pass, s.register, s.terminate,
+			s.closeInfo, s.command, s.garbage, s.pass, s.register, s.terminate, s.respondAgain,
 			func() {
 				if len(s.conns) > 0 && rapid.IntRange(0, 2).Draw(t, "lose") == 0 {
 					s.lost(rapid.SampledFrom(slices.Sorted(maps.Keys(s.conns))).Draw(t, "peer"))
@@ -675,6 +696,36 @@ func TestManagerCoreChaos(t *testing.T) {
 		s.settle()
 		s.replay()
 	})
+}
+
+// While one request waits for its acknowledgment, another cannot have its id.
+func TestManagerCoreSameID(t *testing.T) {
+	t.Parallel()
+	s := newManagerStepper(t, ManagerConfig{Graphs: coreGraphs(t)})
+	ask := func(plug, socket string) Status {
+		t.Helper()
+		s.message(1, fmt.Sprintf("type: session_request ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: %s ~ dest_service_name: B ~ dest_socket_name: %s", plug, socket))
+		if m, ok := s.core.out[len(s.core.out)-1].Msg.(*SessionResponse); ok {
+			return m.Status
+		}
+		return 0
+	}
+	s.message(1, registerLine(1, coreNodes[0], "A, B, C", ""))
+	s.step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}}, "")
+	s.message(1, "type: execution_response ~ message_id: 1 ~ status: 200")
+	ask("P1", "S1")
+	s.message(1, "type: execution_response ~ message_id: 2 ~ status: 200")
+	if got := ask("P1", "S1"); got != StatusOK {
+		t.Errorf("a duplicate: %s, want 200", got)
+	}
+	if got := ask("P2", "S2"); got != StatusBadMessage {
+		t.Errorf("another edge with the same id: %s, want 400", got)
+	}
+	if len(s.live) != 2 || len(s.open) != 1 {
+		t.Errorf("%d instances and %d sessions, want 2 and 1", len(s.live), len(s.open))
+	}
+	s.settle()
+	s.replay()
 }
 
 // FuzzManagerCore reads a script, one step a line: "T 5" passes five seconds,
