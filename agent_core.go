@@ -101,7 +101,7 @@ type agentCore struct {
 	ended     map[InstanceID]bool
 	endedList []InstanceID // oldest first, for forgetting
 
-	relayed map[int64]relayedRequest // requests of the Manager, by message id
+	relayed map[int64]*relayedRequest // requests of the Manager, by message id
 	lastOwn int64
 	stop    bool
 
@@ -144,7 +144,7 @@ func newAgentCore(cfg AgentConfig, identity string) *agentCore {
 		conns:      map[connID]*agentInstance{},
 		instances:  map[InstanceID]*agentInstance{},
 		ended:      map[InstanceID]bool{},
-		relayed:    map[int64]relayedRequest{},
+		relayed:    map[int64]*relayedRequest{},
 		lastOwn:    ownIDs,
 	}
 	for i := range cfg.Repository {
@@ -224,14 +224,37 @@ func (c *agentCore) register(conn connID) {
 	}
 	m := &InitiationRequest{Header: Header{MessageID: c.registerID}, AgentNetworkAddress: c.cfg.Address, ServiceRepository: names}
 	m.Extensions = append(m.Extensions, Extension{extAgent, c.identity})
-	var list []runningInstance
-	for _, i := range c.instances {
-		list = append(list, runningInstance{i.id, i.service})
+	var list []InstanceID
+	for id := range c.instances {
+		list = append(list, id)
+	}
+	// One whose end is still to be reported counts as running until then: the
+	// Manager shall learn how it ended.
+	for _, q := range c.queue {
+		if m, ok := q.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
+			list = append(list, m.ServiceInstanceID)
+		}
 	}
 	if len(list) > 0 {
 		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
 	}
 	c.send(conn, m)
+	c.after(c.cfg.RequestTimeout, func() {
+		if c.manager == conn && !c.registered {
+			c.warn(conn, "the Manager does not answer the registration")
+			c.out = append(c.out, agentOutput{Kind: agentClose, Conn: conn})
+		}
+	})
+}
+
+// unsent takes back a report that the connection to the Manager did not take.
+func (c *agentCore) unsent(m Message) {
+	switch m.(type) {
+	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
+		if len(c.queue) < maxQueued {
+			c.queue = append(c.queue, Clone(m))
+		}
+	}
 }
 
 // toManager sends a report, or keeps it until the Manager is back.
@@ -323,8 +346,13 @@ func (c *agentCore) relayRequest(id InstanceID, m Message, sub SubType, want Typ
 	case i.conn == 0:
 		c.answerFor(id, want, messageID, StatusUnavailable)
 	default:
-		c.relayed[messageID] = relayedRequest{id, want}
-		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() { delete(c.relayed, messageID) })
+		r := &relayedRequest{id, want}
+		c.relayed[messageID] = r
+		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() {
+			if c.relayed[messageID] == r {
+				delete(c.relayed, messageID)
+			}
+		})
 		m.Head().SubType = sub
 		c.send(i.conn, m)
 	}
@@ -352,9 +380,12 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
 	}
 	if i := c.instances[m.ServiceInstanceID]; i != nil {
-		if i.ready {
+		switch {
+		case i.service != m.ServiceName:
+			answer(StatusConflict) // an id of another Manager's
+		case i.ready:
 			answer(StatusOK)
-		} else {
+		default:
 			i.execID = m.MessageID
 		}
 		return
@@ -435,9 +466,15 @@ func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
 	c.kill(i)
 }
 
+// kill has an instance killed, again and again until it has ended.
 func (c *agentCore) kill(i *agentInstance) {
 	i.killed = true
 	c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+	c.after(c.cfg.RequestTimeout, func() {
+		if c.instances[i.id] == i {
+			c.kill(i)
+		}
+	})
 }
 
 // exited handles the end of an instance and all its children.
@@ -545,7 +582,7 @@ func (c *agentCore) stopAll() {
 			continue
 		}
 		id := c.ownID()
-		c.relayed[id] = relayedRequest{i.id, TypeGracefulShutdownResponse}
+		c.relayed[id] = &relayedRequest{i.id, TypeGracefulShutdownResponse}
 		c.send(i.conn, &GracefulShutdownRequest{Header: Header{MessageID: id, SubType: AgentToServiceInstance}, ServiceName: i.service, ServiceInstanceID: i.id})
 	}
 	c.after(c.cfg.DrainTimeout, func() {

@@ -131,8 +131,8 @@ func (c *agentCore) sessionRequest(i *agentInstance, m *SessionRequest) {
 // that this instance was asked.
 func (c *agentCore) relayResponse(i *agentInstance, m Message) {
 	h := m.Head()
-	r, ok := c.relayed[h.MessageID]
-	if !ok || r.to != i.id || r.want != m.Type() {
+	r := c.relayed[h.MessageID]
+	if r == nil || r.to != i.id || r.want != m.Type() {
 		c.dropped++ // hello again, late, or nobody asked
 		return
 	}

@@ -217,11 +217,11 @@ func (i *Instance) serveAgent(l *link) {
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
 		}, func(p *ProtocolError) { i.log.Warn("bad line dropped", "error", p) })
+		i.step(instanceInput{Kind: instanceDown})
 		i.mu.Lock()
 		i.link = nil
 		ended := i.ended
 		i.mu.Unlock()
-		i.step(instanceInput{Kind: instanceDown})
 		l.wait()
 		if ended {
 			return
@@ -245,7 +245,10 @@ func (i *Instance) step(in instanceInput) {
 		switch o.Kind {
 		case instanceSend:
 			if i.link != nil {
-				if err := i.link.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+				err := i.link.send(o.Msg)
+				if errors.Is(err, net.ErrClosed) {
+					i.core.unsent(o.Msg)
+				} else if err != nil {
 					warnings = append(warnings, err.Error())
 				}
 			}

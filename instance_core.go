@@ -173,6 +173,16 @@ func (c *instanceCore) report(m Message) {
 	}
 }
 
+// unsent takes back a report that the connection to the agent did not take.
+func (c *instanceCore) unsent(m Message) {
+	switch m.(type) {
+	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
+		if len(c.reports) < maxReports {
+			c.reports = append(c.reports, m)
+		}
+	}
+}
+
 func (c *instanceCore) warn(text string) {
 	c.dropped++
 	c.out = append(c.out, instanceOutput{Kind: instanceWarn, Text: text})

@@ -62,6 +62,28 @@ func (l *link) send(m Message) error {
 	return nil
 }
 
+// introductionTime is how long a new connection may take to say who it is.
+const introductionTime = 30 * time.Second
+
+// introduced has a connection end that does not say in time who it is. What it
+// returns is to be called after each message: once known says that the message
+// introduced the peer, the connection may be silent for as long as it likes.
+func introduced(conn net.Conn, known func() bool, mu *sync.Mutex) func() {
+	conn.SetReadDeadline(time.Now().Add(introductionTime))
+	done := false
+	return func() {
+		if done {
+			return
+		}
+		mu.Lock()
+		done = known()
+		mu.Unlock()
+		if done {
+			conn.SetReadDeadline(time.Time{})
+		}
+	}
+}
+
 // close ends the connection once everything queued is written. It does not
 // wait for that: wait does.
 func (l *link) close() {

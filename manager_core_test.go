@@ -514,9 +514,9 @@ func (s *managerChaos) register() {
 	s.lastConn = max(s.lastConn, conn)
 	services := rapid.SampledFrom([]string{"A, B, C, D", "A, B, C, D", "A, B, D", "C, unheard-of", ""}).Draw(s.t, "services")
 	ext := rapid.SampledFrom([]string{"", " ~ x_agent: one", " ~ x_agent: one", " ~ x_agent: two"}).Draw(s.t, "identity")
-	var runs []runningInstance
+	var runs []InstanceID
 	for range rapid.IntRange(0, 4).Draw(s.t, "runs") {
-		runs = append(runs, runningInstance{s.id(), "B"})
+		runs = append(runs, s.id())
 	}
 	if len(runs) > 0 {
 		ext += " ~ x_instances: " + formatInstanceList(runs)

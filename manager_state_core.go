@@ -1,6 +1,7 @@
 package ssmmp
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -36,7 +37,8 @@ type vertex struct {
 	quickEnds    int
 	lastEnd      time.Duration
 	notBefore    time.Duration
-	lastNode     *agent // where a storage service stood last
+	lastStart    time.Duration
+	lastNode     *agent // where the last instance stood
 	restartArmed bool   // a timer will start this gateway again
 }
 
@@ -203,7 +205,9 @@ type instance struct {
 	started  time.Duration // when it was requested
 	ready    time.Duration // when it was ready
 	waiters  []waiter      // session requests that wait for it to be ready
+	execute  int64         // message id of the execution_request
 	killSent bool
+	leaving  bool   // it is being taken out of the state
 	why      string // cause of the shutdown under way
 	failure  Status // what its end will count as, when that is a failure; else 0
 
@@ -296,7 +300,8 @@ func (c *managerCore) evolve(ev *Event) {
 		c.byAddr[ev.Node].awaySince = c.now
 
 	case EventAgentLost:
-		c.byAddr[ev.Node].lost = true
+		a := c.byAddr[ev.Node]
+		a.lost, a.services = true, nil
 
 	case EventInstanceRequested:
 		a, v := c.byAddr[ev.Node], c.vertex(ev.Graph, ev.Vertex)
@@ -315,7 +320,7 @@ func (c *managerCore) evolve(ev *Event) {
 		c.instances[i.id] = i
 		c.lastInstance = max(c.lastInstance, i.id)
 		v.instances = append(v.instances, i)
-		v.lastNode = a
+		v.lastNode, v.lastStart = a, c.now
 		a.instances = append(a.instances, i)
 		for _, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)
@@ -535,6 +540,6 @@ func (c *managerCore) inOrder() []*instance {
 			all = append(all, i)
 		}
 	}
-	slices.SortFunc(all, func(a, b *instance) int { return int(a.id - b.id) })
+	slices.SortFunc(all, func(a, b *instance) int { return cmp.Compare(a.id, b.id) })
 	return all
 }

@@ -107,6 +107,19 @@ func (s *lifeMesh) agent(addr, on string, services ...string) *lifeNode {
 	return &lifeNode{n, g}
 }
 
+// nodeGate returns the gate of a node, in the order in which they were added.
+func (s *lifeMesh) nodeGate(n int) *gate { return s.nodes[n].transport.(*gate) }
+
+// stateOf returns what the Manager makes of a node's agent.
+func (s *lifeMesh) stateOf(n *lifeNode) AgentState {
+	for _, a := range s.m.Snapshot().Agents {
+		if a.Address == n.addr {
+			return a.State
+		}
+	}
+	return ""
+}
+
 // keep is the function of an instance that does what its test does with it.
 func (s *lifeMesh) keep(ctx context.Context, l Launch, host *MemHost) error {
 	p := &processTransport{MemHost: host}

@@ -72,7 +72,7 @@ func newMemMesh(t testing.TB, cfg ManagerConfig, nodes int) *mesh {
 
 func (s *mesh) start(cfg ManagerConfig) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	cfg.Transport, cfg.Address = s.managers, s.address
+	cfg.Transport, cfg.Address, cfg.FirstInstance = s.managers, s.address, 1
 	if cfg.Logger == nil {
 		cfg.Logger = testLogger("manager")
 	}

@@ -66,7 +66,7 @@ func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (*deployme
 	}
 	managerAddr := netip.AddrPortFrom(nodes[0], freePort(nodes[0], ssmmp.ManagerPort, out)).String()
 	c.manager, err = ssmmp.NewManager(ssmmp.ManagerConfig{
-		Graphs: []*ssmmp.Graph{graph}, Address: managerAddr, Transport: ssmmp.TCP{LocalAddr: nodes[0]}, Logger: log.Named("manager"),
+		Graphs: []*ssmmp.Graph{graph}, FirstInstance: 1, Address: managerAddr, Transport: ssmmp.TCP{LocalAddr: nodes[0]}, Logger: log.Named("manager"),
 	})
 	if err != nil {
 		return nil, err
