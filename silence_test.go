@@ -11,8 +11,8 @@ import (
 // What both cores do where the specification is silent, one step at a time. The
 // lines are as peers that send no extension lines write them.
 
-// A coreAgent is an agent's core with its Manager on connection 1.
-type coreAgent struct {
+// A steppedAgent is an agent's core with its Manager on connection 1.
+type steppedAgent struct {
 	t   *testing.T
 	c   *agentCore
 	now time.Duration
@@ -20,9 +20,9 @@ type coreAgent struct {
 
 const startA7 = "type: execution_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: S1, 54000 ~ plug_configuration: "
 
-func newCoreAgent(t *testing.T, entry RepositoryEntry) *coreAgent {
+func newSteppedAgent(t *testing.T, entry RepositoryEntry) *steppedAgent {
 	cfg := AgentConfig{Manager: "10.0.0.9:55555", Address: netip.MustParseAddr("10.0.0.1"), Repository: []RepositoryEntry{entry}}
-	a := &coreAgent{t: t, c: newAgentCore(cfg.withDefaults(), "one")}
+	a := &steppedAgent{t: t, c: newAgentCore(cfg.withDefaults(), "one")}
 	a.step(agentInput{Kind: agentManagerUp, Conn: 1})
 	id := a.c.registerID
 	a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: id}, Status: StatusOK}})
@@ -30,7 +30,7 @@ func newCoreAgent(t *testing.T, entry RepositoryEntry) *coreAgent {
 }
 
 // step returns what the agent sends, as lines, and which instances it kills.
-func (a *coreAgent) step(in agentInput) (sent []string, kills []InstanceID) {
+func (a *steppedAgent) step(in agentInput) (sent []string, kills []InstanceID) {
 	a.t.Helper()
 	in.Now = a.now
 	for _, o := range a.c.Step(in) {
@@ -44,7 +44,7 @@ func (a *coreAgent) step(in agentInput) (sent []string, kills []InstanceID) {
 	return sent, kills
 }
 
-func (a *coreAgent) message(conn connID, line string) []string {
+func (a *steppedAgent) message(conn connID, line string) []string {
 	a.t.Helper()
 	sent, _ := a.step(agentInput{Kind: agentMessage, Conn: conn, Msg: messageOf(a.t, line)})
 	return sent
@@ -85,19 +85,19 @@ func TestAgentReady(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		started bool // the entry says that started is ready
-		after   func(a *coreAgent) []string
+		after   func(a *steppedAgent) []string
 		want    []string
 	}{
-		{"first message", false, func(a *coreAgent) []string { return a.message(2, hello) }, []string{ready5}},
-		{"ports listen", false, func(a *coreAgent) []string {
+		{"first message", false, func(a *steppedAgent) []string { return a.message(2, hello) }, []string{ready5}},
+		{"ports listen", false, func(a *steppedAgent) []string {
 			sent, _ := a.step(agentInput{Kind: agentPortsListen, Instance: 7})
 			return sent
 		}, []string{ready5}},
-		{"started", true, func(a *coreAgent) []string { return nil }, nil},
+		{"started", true, func(a *steppedAgent) []string { return nil }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			a := newCoreAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: tt.started})
+			a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: tt.started})
 			wantLines(t, "execution_request", a.message(1, startA7))
 			sent, _ := a.step(agentInput{Kind: agentStarted, Instance: 7})
 			if tt.started {
@@ -116,7 +116,7 @@ func TestAgentReady(t *testing.T) {
 // and is silent now is not.
 func TestAgentSpeaksForPrograms(t *testing.T) {
 	t.Parallel()
-	a := newCoreAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
+	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
 	a.message(1, startA7)
 	a.step(agentInput{Kind: agentStarted, Instance: 7})
 	const ask = "type: service_instance_health_request ~ message_id: 6 ~ sub_type: Manager_to_agent ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
@@ -132,7 +132,7 @@ func TestAgentSpeaksForPrograms(t *testing.T) {
 // The same execution_request gets the same answer, also after the end.
 func TestAgentExecutesOnce(t *testing.T) {
 	t.Parallel()
-	a := newCoreAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
+	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
 	a.message(1, startA7)
 	a.step(agentInput{Kind: agentStarted, Instance: 7})
 	wantLines(t, "again", a.message(1, startA7), ready5)
@@ -143,7 +143,7 @@ func TestAgentExecutesOnce(t *testing.T) {
 // An instance that said that it terminates, and runs on, is killed.
 func TestAgentKillsTerminated(t *testing.T) {
 	t.Parallel()
-	a := newCoreAgent(t, RepositoryEntry{Service: "A"})
+	a := newSteppedAgent(t, RepositoryEntry{Service: "A"})
 	a.message(1, startA7)
 	a.step(agentInput{Kind: agentStarted, Instance: 7})
 	const info = "type: service_instance_termination_info ~ message_id: 3 ~ sub_type: service_instance_to_agent ~ service_name: A ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
