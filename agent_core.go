@@ -75,8 +75,6 @@ const (
 	// ownIDs is where an agent's own message ids begin, so that a response
 	// can be told from one to the Manager.
 	ownIDs = 1 << 62
-	// maxQueued bounds the reports kept while the Manager is away.
-	maxQueued = 1 << 14
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
 	// endedKept is how many ended instances are remembered.
@@ -95,6 +93,7 @@ type agentCore struct {
 	registered bool
 	registerID int64
 	queue      []Message // reports for the Manager, while it is away
+	kept       int       // bytes of queue
 
 	conns     map[connID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
@@ -247,25 +246,30 @@ func (c *agentCore) register(conn connID) {
 	})
 }
 
+// toManager sends a report, or keeps it until the Manager is back.
+func (c *agentCore) toManager(m Message) {
+	if c.registered {
+		c.send(c.manager, m)
+	} else {
+		c.keep(m)
+	}
+}
+
+func (c *agentCore) keep(m Message) {
+	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
+	if c.kept+len(line) > maxReports {
+		c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		return
+	}
+	c.kept += len(line)
+	c.queue = append(c.queue, Clone(m))
+}
+
 // unsent takes back a report that the connection to the Manager did not take.
 func (c *agentCore) unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
-		if len(c.queue) < maxQueued {
-			c.queue = append(c.queue, Clone(m))
-		}
-	}
-}
-
-// toManager sends a report, or keeps it until the Manager is back.
-func (c *agentCore) toManager(m Message) {
-	switch {
-	case c.registered:
-		c.send(c.manager, m)
-	case len(c.queue) < maxQueued:
-		c.queue = append(c.queue, Clone(m))
-	default:
-		c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		c.keep(m)
 	}
 }
 
@@ -324,7 +328,7 @@ func (c *agentCore) registrationAnswered(m *InitiationResponse) {
 		for _, q := range c.queue {
 			c.send(c.manager, q)
 		}
-		c.queue = nil
+		c.queue, c.kept = nil, 0
 	default:
 		c.out = append(c.out, agentOutput{Kind: agentRefused, Conn: c.manager, Status: m.Status},
 			agentOutput{Kind: agentClose, Conn: c.manager})
@@ -492,7 +496,9 @@ func (c *agentCore) exited(id InstanceID, exit Exit) {
 func (c *agentCore) forget(i *agentInstance, exit Exit) {
 	delete(c.instances, i.id)
 	if i.conn != 0 {
+		// The connection stays tied to it: its last messages may still come.
 		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+		i.conn = 0
 	}
 	c.ended[i.id] = true
 	c.endedList = append(c.endedList, i.id)

@@ -35,7 +35,7 @@ type JoinConfig struct {
 	// default, so that they end before the Manager's patience does.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a session that was dialled here when no byte went
-	// either way for so long, so that a pool of connections cannot keep a
+	// either way for so long, and none waits in a Write to go, so that a pool of connections cannot keep a
 	// service running for ever; 5 min by default, never if it is negative.
 	IdleTimeout time.Duration
 }
@@ -73,8 +73,10 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 		return fault("instance_id", args[1], errors.New("not a positive integer"))
 	}
 	l.ID = InstanceID(id)
-	if l.Address, err = netip.ParseAddr(args[2]); err != nil {
-		return fault("network_address", args[2], err)
+	l.Address, err = netip.ParseAddr(args[2])
+	l.Address = l.Address.Unmap()
+	if err != nil || l.Address.IsUnspecified() || l.Address.Zone() != "" {
+		return fault("network_address", args[2], errors.New("not the address of a node"))
 	}
 	if l.Sockets, err = ParseSockets(args[3]); err != nil {
 		return fault("socket_configuration", args[3], err)
@@ -214,9 +216,14 @@ func (i *Instance) attach(conn net.Conn) *link {
 // Sessions go on meanwhile.
 func (i *Instance) serveAgent(l *link) {
 	for l != nil {
+		bad := 0
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
-		}, func(p *ProtocolError) { i.log.Warn("bad line dropped", "error", p) })
+		}, func(p *ProtocolError) {
+			if bad++; bad <= badLinesLogged {
+				i.log.Warn("bad line dropped", "error", p)
+			}
+		})
 		i.step(instanceInput{Kind: instanceDown})
 		i.mu.Lock()
 		i.link = nil

@@ -136,6 +136,9 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 		return nil, fmt.Errorf("ssmmp: %s: %w", op, ctx.Err())
 	}
 	if a.reason == reasonManagerAway {
+		if i.drainCtx.Err() != nil {
+			return nil, fmt.Errorf("%s: %w", op, ErrDraining) // this end hung up
+		}
 		return nil, fmt.Errorf("ssmmp: %s: %w", op, ErrManagerAway)
 	}
 	if !a.status.Success() {
@@ -242,6 +245,7 @@ type sessionConn struct {
 	once     sync.Once    // its end is reported once
 	dropped  atomic.Bool  // the Manager closed it
 	touched  atomic.Int64 // time of the last byte, since born, if idle is watched
+	writing  atomic.Int32 // Writes under way
 	born     time.Time
 	idle     *time.Timer
 	idleTime time.Duration
@@ -272,7 +276,9 @@ func (c *sessionConn) Read(b []byte) (int, error) {
 }
 
 func (c *sessionConn) Write(b []byte) (int, error) {
+	c.writing.Add(1)
 	n, err := c.Conn.Write(b)
+	c.writing.Add(-1)
 	return n, c.after(n, err)
 }
 
@@ -333,7 +339,13 @@ func (c *sessionConn) forget() {
 	c.inst.mu.Unlock()
 }
 
+// checkIdle closes an idle session. One with a Write under way is in use: its
+// bytes are not seen to go until all have gone.
 func (c *sessionConn) checkIdle() {
+	if c.writing.Load() > 0 {
+		c.idle.Reset(c.idleTime)
+		return
+	}
 	idle := time.Since(c.born) - time.Duration(c.touched.Load())
 	if idle < c.idleTime {
 		c.idle.Reset(c.idleTime - idle)
@@ -358,6 +370,7 @@ func (i *Instance) dropSession(c *sessionConn, reason string) {
 		late := time.NewTimer(i.cfg.DrainTimeout / 2)
 		select {
 		case <-finished:
+		case <-i.stopped.Done(): // the session is closed by now
 		case <-late.C:
 			i.log.Warn("functions given to OnSessionClose did not return in time", "session", c.name)
 		}

@@ -110,7 +110,7 @@ func TestDialUnreachable(t *testing.T) {
 func TestDialGivenUp(t *testing.T) {
 	t.Parallel()
 	refuses := netip.AddrPortFrom(farAddr, 54001)
-	timeout := func(cfg *JoinConfig) { cfg.DialTimeout = time.Second }
+	timeout := func(cfg *JoinConfig) { cfg.DialTimeout = refusedWindow / 2 }
 	causes := []struct {
 		name string
 		want error
@@ -122,12 +122,12 @@ func TestDialGivenUp(t *testing.T) {
 			return context.WithCancel(t.Context())
 		}, StatusCanceled},
 		{"DeadlineExceeded", context.DeadlineExceeded, func(t *testing.T) (context.Context, func()) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), refusedWindow/2)
 			t.Cleanup(cancel)
-			return ctx, func() { time.Sleep(time.Second) }
+			return ctx, func() { time.Sleep(refusedWindow / 2) }
 		}, StatusUnreachable},
 		{"DialTimeout", context.DeadlineExceeded, func(t *testing.T) (context.Context, func()) {
-			return t.Context(), func() { time.Sleep(time.Second) }
+			return t.Context(), func() { time.Sleep(refusedWindow / 2) }
 		}, StatusUnreachable},
 	}
 	for _, tt := range causes {
@@ -331,5 +331,25 @@ func TestDialContextPlug(t *testing.T) {
 			}
 			f.silent()
 		})
+	})
+}
+
+// The reason outlives the message that it came with, whose buffer is used again
+// (and overwritten, under the race detector).
+func TestDialReasonIsKept(t *testing.T) {
+	withAgent(t, nil, func(t *testing.T, f *fakeAgent) {
+		done := f.dial(t.Context())
+		r := said[*SessionRequest](f)
+		f.send(&SessionResponse{Header: Header{MessageID: r.MessageID, SubType: AgentToService, Extensions: []Extension{{extReason, "every node is full"}}},
+			SourceServiceName: "A", SourceServiceInstanceID: 7, DestServiceName: "B", DestSocketName: "T", Status: StatusUnavailable})
+		synctest.Wait()
+		f.send(&InstanceHealthRequest{Header: Header{MessageID: 50, SubType: AgentToServiceInstance, Extensions: []Extension{{"x_fill", strings.Repeat("x", 1000)}}},
+			ServiceInstanceID: 7, ServiceInstanceNetworkAddress: nodeAddr})
+		said[*InstanceHealthResponse](f)
+		res := <-done
+		var status *StatusError
+		if !errors.As(res.err, &status) || status.Reason != "every node is full" || !strings.HasSuffix(res.err.Error(), ": every node is full") {
+			t.Errorf("Dial: %v; want the reason", res.err)
+		}
 	})
 }

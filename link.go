@@ -11,6 +11,10 @@ import (
 const (
 	// maxQueue bounds in bytes what waits to be written on one connection.
 	maxQueue = 1 << 20
+	// maxReports bounds in bytes the reports kept while the far side is away.
+	// They all go out at once when it is back, after the first message: the
+	// queue must take them.
+	maxReports = maxQueue - MaxLine
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second
