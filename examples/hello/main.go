@@ -42,7 +42,7 @@ func main() {
 				io.Copy(user, greeter)
 			})},
 			{Service: "greeter", Launcher: service(host, "S1", func(inst *ssmmp.Instance, peer net.Conn) {
-				fmt.Fprintf(peer, "hello from %s, instance %d\n", inst.Service(), inst.ID())
+				fmt.Fprintf(peer, "hello from %s on %s\n", inst.Service(), inst.Address())
 			})},
 		},
 	})

@@ -2,5 +2,5 @@ package main
 
 func Example() {
 	main()
-	// Output: hello from greeter, instance 2
+	// Output: hello from greeter on 10.0.0.1
 }
