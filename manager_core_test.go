@@ -391,7 +391,7 @@ func (s *managerStepper) checkCore() {
 		for _, i := range a.instances {
 			waiters += len(i.waiters)
 			if len(i.waiters) > 0 && i.state != instanceStarting {
-				s.t.Fatalf("%d requests wait for instance %d, which is %s", len(i.waiters), i.id, instanceStateNames[i.state])
+				s.t.Fatalf("%d requests wait for instance %d, which is %s", len(i.waiters), i.id, instanceStates[i.state])
 			}
 		}
 	}

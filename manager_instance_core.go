@@ -281,7 +281,7 @@ func (c *managerCore) lacking(name string) string {
 		switch {
 		case len(v.instances) > 0 && v.instances[0].state == instanceRunning:
 		case len(v.instances) > 0:
-			what = append(what, fmt.Sprintf("API Gateway %s is %s", v.name, instanceStateNames[v.instances[0].state]))
+			what = append(what, fmt.Sprintf("API Gateway %s is %s", v.name, instanceStates[v.instances[0].state]))
 		case c.now < v.notBefore:
 			what = append(what, fmt.Sprintf("API Gateway %s keeps ending; next start in %v", v.name, v.notBefore-c.now))
 		default:

@@ -464,7 +464,7 @@ type InstanceStatus struct {
 	Kind     Kind
 	Node     netip.Addr
 	Sockets  []SocketPort
-	State    string // "starting", "running", "draining", "stopping", "killing"
+	State    InstanceState
 	Health   Status // last reported, zero before the first report
 	Sessions int    // that it is an end of
 }
@@ -487,7 +487,22 @@ type SessionStatus struct {
 	NewPort            uint16 // l, zero until it is acknowledged
 }
 
-var instanceStateNames = [...]string{"starting", "running", "draining", "stopping", "killing", "ended"}
+// An InstanceState tells how far an instance is in its life.
+type InstanceState string
+
+// The states of an instance, in their order.
+const (
+	InstanceStarting InstanceState = "starting" // its agent was asked to execute it
+	InstanceRunning  InstanceState = "running"  // it is ready
+	InstanceDraining InstanceState = "draining" // its sessions are being closed
+	InstanceStopping InstanceState = "stopping" // it was asked to exit
+	InstanceKilling  InstanceState = "killing"  // it is being killed
+)
+
+var instanceStates = [...]InstanceState{
+	instanceStarting: InstanceStarting, instanceRunning: InstanceRunning, instanceDraining: InstanceDraining,
+	instanceStopping: InstanceStopping, instanceKilling: InstanceKilling,
+}
 
 func (c *managerCore) snapshot() Snapshot {
 	var s Snapshot
@@ -510,7 +525,7 @@ func (c *managerCore) snapshot() Snapshot {
 	for _, i := range c.inOrder() {
 		s.Instances = append(s.Instances, InstanceStatus{
 			ID: i.id, Graph: i.v.app.name, Vertex: i.v.name, Service: i.v.service, Kind: i.v.kind,
-			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStateNames[i.state],
+			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStates[i.state],
 			Health: i.status, Sessions: c.sessionsOf(i),
 		})
 		for slot := c.sessions.ends[i.slot].srcHead; slot != 0; slot = c.sessions.at(slot).srcNext {

@@ -203,7 +203,7 @@ func (c *deployment) left() []int {
 // instance returns a running instance of a service.
 func (c *deployment) instance(service string) (ssmmp.InstanceStatus, error) {
 	for _, i := range c.manager.Snapshot().Instances {
-		if i.Service == service && i.State == "running" {
+		if i.Service == service && i.State == ssmmp.InstanceRunning {
 			return i, nil
 		}
 	}
