@@ -251,20 +251,6 @@ func (s *mesh) running(service string) []InstanceStatus {
 	return all
 }
 
-// await waits until an event satisfies f, and returns it.
-func (s *mesh) await(after uint64, f func(Event) bool) Event {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
-	defer cancel()
-	for ev := range s.m.Events(ctx, after) {
-		if f(ev) {
-			return ev
-		}
-	}
-	s.t.Fatal("the event did not come")
-	return Event{}
-}
-
 func (s *mesh) deploy(graph string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
