@@ -106,7 +106,7 @@
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
 //     refused, where with it the newer supersedes the older.
-//   - x_instances in initiation_request: what the agent runs, "7, A & 9, B".
+//   - x_instances in initiation_request: the ids of what the agent runs, "7, 9".
 //     With neither of these two the Manager takes all that it asked the agent to
 //     run to run on.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
