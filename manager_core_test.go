@@ -124,6 +124,7 @@ type managerRequest struct {
 
 func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
 	cfg = cfg.withDefaults()
+	cfg.FirstInstance, cfg.firstMessage = 1, 0 // not from the clock: a replay gives the same
 	return &managerStepper{
 		t: t, cfg: cfg, core: newManagerCore(cfg),
 		conns: map[connID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},

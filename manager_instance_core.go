@@ -377,7 +377,7 @@ func (c *managerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 		c.healthMissed(i)
 		return
 	}
-	i.healthMissed, i.suspect = 0, false
+	i.healthMissed, i.suspect, i.refused = 0, false, false
 	if i.status != m.Status {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: m.Status}))
 	}

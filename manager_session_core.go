@@ -215,8 +215,9 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 		return
 	}
 	if !m.Status.Success() {
-		if m.Status >= 500 && c.now-dst.ready >= listenGrace {
-			dst.suspect = true // the next request may go to another instance
+		if m.Status >= 500 { // the next request may go to another instance
+			dst.refused = true
+			dst.suspect = dst.suspect || c.now-dst.ready >= listenGrace
 		}
 		c.sessionClosed(slot, m.Status, "dial failed")
 		return

@@ -213,6 +213,7 @@ type instance struct {
 
 	status       Status // last reported health
 	suspect      bool   // a dial to it failed since it last reported well
+	refused      bool   // likewise, but it may not have listened yet
 	healthAsked  int64
 	healthMissed int
 	idleSince    time.Duration
