@@ -552,7 +552,7 @@ func (c *agentCore) failInFlight(i *agentInstance) {
 
 // reasonManagerAway is how an instance tells that its dial failed for want of
 // a Manager.
-const reasonManagerAway = "the Manager is away"
+const reasonManagerAway = "manager_away"
 
 func (c *agentCore) answerSession(i *agentInstance, messageID int64, p PlugTarget, status Status, reason string) {
 	h := Header{MessageID: messageID, SubType: AgentToService}

@@ -40,6 +40,37 @@ type JoinConfig struct {
 	IdleTimeout time.Duration
 }
 
+// Validate reports every fault of the configuration at once.
+func (c *JoinConfig) Validate() error {
+	var faults []error
+	fault := func(field string, value any, why string) {
+		faults = append(faults, fmt.Errorf("ssmmp: JoinConfig.%s: %v: %s", field, value, why))
+	}
+	l := &c.Launch
+	if !ValidName(l.Service) {
+		fault("Launch.Service", strconv.Quote(l.Service), "not a name")
+	}
+	if l.ID <= 0 {
+		fault("Launch.ID", l.ID, "not positive")
+	}
+	if !isNode(l.Address) {
+		fault("Launch.Address", l.Address, "not the address of a node")
+	}
+	if _, _, err := net.SplitHostPort(l.Agent); err != nil {
+		fault("Launch.Agent", strconv.Quote(l.Agent), "not host:port")
+	}
+	if c.DialTimeout < 0 {
+		fault("DialTimeout", c.DialTimeout, "negative")
+	}
+	if c.DrainTimeout < 0 {
+		fault("DrainTimeout", c.DrainTimeout, "negative")
+	}
+	return errors.Join(faults...)
+}
+
+// isNode reports whether a node can have the address.
+func isNode(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() && a.Zone() == "" }
+
 const (
 	defaultDialTimeout      = 45 * time.Second
 	defaultCallbackDeadline = 8 * time.Second
@@ -75,7 +106,7 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 	l.ID = InstanceID(id)
 	l.Address, err = netip.ParseAddr(args[2])
 	l.Address = l.Address.Unmap()
-	if err != nil || l.Address.IsUnspecified() || l.Address.Zone() != "" {
+	if err != nil || !isNode(l.Address) {
 		return fault("network_address", args[2], errors.New("not the address of a node"))
 	}
 	if l.Sockets, err = ParseSockets(args[3]); err != nil {
@@ -84,16 +115,21 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 	if l.Plugs, err = ParsePlugs(args[4]); err != nil {
 		return fault("plug_configuration", args[4], err)
 	}
-	host := "localhost"
-	if l.Address.IsLoopback() {
-		host = l.Address.String()
-	}
-	l.Agent = net.JoinHostPort(host, strconv.Itoa(AgentPort))
+	l.Agent = defaultAgent(l.Address)
 	if v, ok := lookup("SSMMP_AGENT"); ok && v != "" {
 		l.Agent = v
 	}
 	l.Secret, _ = lookup("SSMMP_SECRET")
 	return l, nil
+}
+
+// defaultAgent is where the agent of a node listens for its instances.
+func defaultAgent(node netip.Addr) string {
+	host := "localhost"
+	if node.IsLoopback() {
+		host = node.String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(AgentPort))
 }
 
 // An Instance is a service instance as the service itself sees it: its way
@@ -147,10 +183,10 @@ func Join(ctx context.Context) (*Instance, error) {
 
 // JoinWith is Join with explicit values.
 func JoinWith(ctx context.Context, cfg JoinConfig) (*Instance, error) {
-	l := &cfg.Launch
-	if !ValidName(l.Service) || l.ID <= 0 || !l.Address.IsValid() || l.Agent == "" {
-		return nil, fmt.Errorf("ssmmp: join: the Launch lacks a service (%q), an id (%d), an address (%s) or an agent (%q)", l.Service, l.ID, l.Address, l.Agent)
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
+	l := &cfg.Launch
 	l.Sockets, l.Plugs = slices.Clone(l.Sockets), slices.Clone(l.Plugs)
 	l.Address = l.Address.Unmap()
 	if cfg.Transport == nil {

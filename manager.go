@@ -291,6 +291,9 @@ func (m *Manager) agentConn(conn net.Conn) {
 		m.mu.Lock()
 		m.core.dropped++
 		m.mu.Unlock()
+		if r := refusal(p, "", 0); r != nil {
+			l.send(r)
+		}
 	})
 	m.step(managerInput{Kind: managerLost, Conn: l.id})
 	l.wait()

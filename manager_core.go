@@ -71,9 +71,6 @@ const (
 	// maxViolations is how often one connection may break the protocol, and
 	// violationsKept how many of these are events.
 	maxViolations, violationsKept = 1000, 10
-	// unknownService stands for the name of a service that the Manager does
-	// not know; agents go by the instance's id.
-	unknownService = "unknown"
 )
 
 type managerCore struct {
@@ -355,7 +352,7 @@ func (c *managerCore) settle(a *agent, running []InstanceID) {
 	for _, id := range running {
 		runs[id] = true
 		if i := c.instances[id]; i == nil || i.a != a {
-			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownService, ServiceInstanceID: id},
+			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownName, ServiceInstanceID: id},
 				TypeHardShutdownResponse, c.cfg.RequestTimeout, func(Status) {})
 		}
 	}

@@ -277,8 +277,9 @@ func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 	return sessionAnswer{}, false
 }
 
-// record appends an event to the history and applies it. All lasting state
-// changes here and in evolve, nowhere else.
+// record appends an event to the history and applies it. What is deployed, runs
+// and is open changes in evolve alone; the rest of the core's state is about
+// connections, requests under way and timers, and ends with the Manager.
 func (c *managerCore) record(ev Event) {
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
