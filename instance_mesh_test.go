@@ -168,7 +168,9 @@ func TestMeshDialDeadDestination(t *testing.T) {
 		one.Close()
 		two.Close()
 		time.Sleep(listenGrace) // a younger one would be given more time
+		s.mu.Lock()
 		listeners[first].Close()
+		s.mu.Unlock()
 		three, third := s.open()
 		defer three.Close()
 		if third != second {
