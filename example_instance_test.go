@@ -81,21 +81,21 @@ func ExampleManager_Events() {
 	defer stop()
 
 	ctx := context.Background()
-	user, err := node.Dial(ctx, "10.0.0.1:8080")
+	user, err := dial(ctx, node, "10.0.0.1:8080")
 	check(err)
 	defer user.Close()
 	for ev := range manager.Events(ctx, 0) {
 		switch ev.Kind {
 		case ssmmp.EventSessionOffered, ssmmp.EventSessionOpened:
-			fmt.Printf("%s: %d.%s to %d.%s\n", ev.Kind, ev.Source, ev.Plug, ev.Destination, ev.Socket)
+			fmt.Printf("%s: %s to %s of %s\n", ev.Kind, ev.Plug, ev.Socket, ev.Service)
 		case ssmmp.EventSessionClosed:
 			fmt.Printf("%s: %s\n", ev.Kind, ev.Status)
 			return
 		}
 	}
 	// Output:
-	// session offered: 1.P1 to 2.S1
-	// session opened: 1.P1 to 2.S1
+	// session offered: P1 to S1 of greeter
+	// session opened: P1 to S1 of greeter
 	// session closed: 111 closed by business logic
 }
 
@@ -113,7 +113,7 @@ func serveHTTP(inst *ssmmp.Instance, socket string, handle http.HandlerFunc) err
 // userOf returns the client of a user at a node.
 func userOf(node ssmmp.Transport) *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return node.Dial(ctx, addr) }}}
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return dial(ctx, node, addr) }}}
 }
 
 // runMesh deploys the graph of the package's example with other services.

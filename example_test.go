@@ -2,12 +2,15 @@ package ssmmp_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/ssmmp/ssmmp"
 )
@@ -42,13 +45,13 @@ func Example() {
 	running.Go(func() { agent.Run(ctx) })
 	check(manager.Deploy(ctx, "hello"))
 
-	user, err := node.Dial(ctx, "10.0.0.1:8080")
+	user, err := dial(ctx, node, "10.0.0.1:8080")
 	check(err)
 	io.Copy(os.Stdout, user)
 	user.Close()
 	stop()
 	running.Wait()
-	// Output: hello from greeter 2
+	// Output: hello from greeter on 10.0.0.1
 }
 
 // front passes what its users send on over plug P1, and the answer back.
@@ -66,7 +69,7 @@ func front(inst *ssmmp.Instance) error {
 
 func greeter(inst *ssmmp.Instance) error {
 	return serve(inst, "S1", func(c net.Conn) {
-		fmt.Fprintf(c, "hello from %s %d\n", inst.Service(), inst.ID())
+		fmt.Fprintf(c, "hello from %s on %s\n", inst.Service(), inst.Address())
 	})
 }
 
@@ -100,6 +103,18 @@ func launcher(node ssmmp.Transport, main func(*ssmmp.Instance) error) ssmmp.Laun
 		defer context.AfterFunc(ctx, inst.Terminate)()
 		return main(inst)
 	})
+}
+
+// dial connects to a gateway. One that is ready has joined the mesh, and may be
+// a moment from listening.
+func dial(ctx context.Context, node ssmmp.Transport, addr string) (net.Conn, error) {
+	for {
+		c, err := node.Dial(ctx, addr)
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return c, err
+		}
+		<-time.After(time.Millisecond)
+	}
 }
 
 func check(err error) {

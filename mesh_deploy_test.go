@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -254,7 +255,10 @@ func TestMeshUndeployDepth(t *testing.T) {
 		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 2)
 		defer s.close()
 		s.deploy(g.Name)
-		conn := s.user(slices.IndexFunc(s.nodes, func(n *node) bool { return n.addr == s.running("A")[0].Node }), 8080)
+		conn, err := s.managers.Dial(t.Context(), netip.AddrPortFrom(s.running("A")[0].Node, 8080).String())
+		if err != nil {
+			t.Fatal(err)
+		}
 		defer conn.Close()
 		if answer, err := askConn(conn, "via P1 via P4 via Pp1 who"); err != nil || !strings.HasPrefix(answer, "BaaS-1 ") {
 			t.Fatalf("answer %q, %v", answer, err)
