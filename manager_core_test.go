@@ -668,6 +668,7 @@ func TestManagerCoreChaos(t *testing.T) {
 	graphs := coreGraphs(t)
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(1, 6).Draw(t, "ports"),
+			PortLinger:          time.Second,
 			SessionsPerInstance: rapid.IntRange(0, 2).Draw(t, "sessions per instance"),
 			InstancesPerService: rapid.IntRange(0, 2).Draw(t, "instances per service")}
 		s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
