@@ -307,11 +307,15 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	c.conns[conn] = a
 	answer(StatusOK)
 
+	// What it was asked before comes again; what settling asks is new.
+	pending := c.exchangesOf(a)
 	if m.Extension(extInstances) != "" || identity != "" {
 		c.settle(a, running)
 	}
-	for _, x := range c.exchangesOf(a) {
-		c.send(a, x.msg)
+	for _, x := range pending {
+		if c.exchanges[x.id] == x {
+			c.send(a, x.msg)
+		}
 	}
 	c.watch(a, conn)
 	c.restore()
