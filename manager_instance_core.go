@@ -178,9 +178,10 @@ func (c *managerCore) ended(i *instance, status Status, cause string) {
 	if !i.live() {
 		return
 	}
+	wanted := i.state >= instanceDraining
+	i.state, i.killSent = instanceKilling, true // nothing more is asked of it
 	c.closeFarEnds(i)
 	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
-	wanted := i.state >= instanceDraining
 	waiters := i.waiters
 	i.waiters = nil
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
