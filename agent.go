@@ -17,6 +17,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
+// lastWords bounds how long the connection of an instance that has ended is
+// still read: it ends with the instance, unless another process holds it too.
+const lastWords = time.Second
+
 // An AgentConfig configures an agent. A field's zero value means its default;
 // Manager and Address have none.
 type AgentConfig struct {
@@ -123,6 +127,7 @@ type Agent struct {
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
 	running   bool
+	stopped   bool   // Run has ended, or is about to
 	listen    string // where instances find the agent
 
 	empty chan struct{} // closed when, after a stop, nothing runs any more
@@ -169,6 +174,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	ln, err := a.cfg.Transport.Listen(ctx, a.cfg.Listen)
 	if err != nil {
+		a.timer.Stop()
 		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, err)
 	}
 	a.mu.Lock()
@@ -193,6 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	hangUp()
 	a.mu.Lock()
+	a.stopped = true
 	a.timer.Stop()
 	close(a.done)
 	for _, l := range a.links {
@@ -250,8 +257,10 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 func (a *Agent) instanceConn(conn net.Conn) {
 	l := a.open(conn)
 	log := a.log.With("peer", conn.RemoteAddr().String())
+	known := introduced(conn, func() bool { return a.core.conns[l.id] != nil }, &a.mu)
 	err := l.read(func(m Message) {
 		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m)})
+		known()
 	}, a.badLine(log))
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
@@ -331,8 +340,13 @@ func (a *Agent) step(in agentInput) {
 		switch o.Kind {
 		case agentSend:
 			if l := a.links[o.Conn]; l != nil {
-				if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
-					warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+				if err := l.send(o.Msg); err != nil {
+					if o.Conn == a.core.manager {
+						a.core.unsent(o.Msg)
+					}
+					if !errors.Is(err, net.ErrClosed) {
+						warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+					}
 				}
 			}
 		case agentClose:
@@ -354,7 +368,7 @@ func (a *Agent) step(in agentInput) {
 			warnings = append(warnings, o)
 		}
 	}
-	if at, ok := a.core.NextDeadline(); ok {
+	if at, ok := a.core.NextDeadline(); ok && !a.stopped {
 		a.timer.Reset(max(0, at-in.Now))
 	}
 	a.mu.Unlock()
@@ -384,6 +398,7 @@ func (a *Agent) launch(o agentOutput) {
 		a.step(agentInput{Kind: agentStarted, Instance: o.Instance, Err: err})
 		if err == nil {
 			exit := process.Wait()
+			a.hearOut(o.Instance)
 			a.log.Info("ended", "service", o.Launch.Service, "instance", o.Instance, "exit", exit.String(), "reason", exit.Reason)
 			a.step(agentInput{Kind: agentExited, Instance: o.Instance, Exit: exit})
 		}
@@ -391,6 +406,26 @@ func (a *Agent) launch(o agentOutput) {
 		delete(a.processes, o.Instance)
 		a.mu.Unlock()
 	})
+}
+
+// hearOut waits until everything is read that an ended instance said: its last
+// words may still be on their way.
+func (a *Agent) hearOut(id InstanceID) {
+	a.mu.Lock()
+	var l *link
+	if i := a.core.instances[id]; i != nil {
+		l = a.links[i.conn]
+	}
+	a.mu.Unlock()
+	if l == nil {
+		return
+	}
+	late := time.NewTimer(lastWords)
+	defer late.Stop()
+	select {
+	case <-l.done:
+	case <-late.C:
+	}
 }
 
 func (a *Agent) kill(id InstanceID, p *agentProcess) {

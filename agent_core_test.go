@@ -72,8 +72,8 @@ func (s *agentStepper) step(in agentInput, line string) []agentOutput {
 	for _, o := range out {
 		s.output(o)
 	}
-	if n := len(s.core.queue); n > maxQueued {
-		s.t.Fatalf("%d reports wait for the Manager", n)
+	if s.core.kept > maxReports {
+		s.t.Fatalf("%d bytes of reports wait for the Manager", s.core.kept)
 	}
 	for conn, i := range s.core.conns {
 		if i != nil && i.conn == conn && s.core.instances[i.id] != i {
@@ -229,7 +229,7 @@ func (s *agentStepper) settle() {
 		s.step(agentInput{Kind: agentTime}, "")
 	}
 	// What the agent itself asked of its last instances ends with it.
-	maps.DeleteFunc(s.core.relayed, func(id int64, _ relayedRequest) bool { return id > ownIDs })
+	maps.DeleteFunc(s.core.relayed, func(id int64, _ *relayedRequest) bool { return id > ownIDs })
 	if !s.empty || len(s.core.instances) > 0 || len(s.core.relayed) > 0 || len(s.core.timers) > 0 {
 		s.t.Fatalf("pending: empty %v, %d instances, %d requests, %d timers", s.empty, len(s.core.instances), len(s.core.relayed), len(s.core.timers))
 	}

@@ -472,6 +472,12 @@ func TestBadConduct(t *testing.T) {
 				t.Errorf("the other agent: %s", got)
 			}
 		}},
+		{"a registration is answered once (8)", func(t *testing.T) {
+			w, m := newRawManager(t)
+			_, a := w.execute(m, "A", 1)
+			m.say("initiation_response", "999", "status: 409")
+			relays(m, a, "6")
+		}},
 		{"a duplicate execution_request starts nothing (7)", func(t *testing.T) {
 			w, m := newRawManager(t)
 			p, _ := w.execute(m, "A", 1)

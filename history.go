@@ -87,7 +87,7 @@ func (h *history) follow(ctx context.Context, done <-chan struct{}, after uint64
 				case <-ctx.Done():
 					return
 				case <-done:
-					if h.last() == after {
+					if h.last() <= after {
 						return
 					}
 				}

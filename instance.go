@@ -35,7 +35,7 @@ type JoinConfig struct {
 	// default, so that they end before the Manager's patience does.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a session that was dialled here when no byte went
-	// either way for so long, so that a pool of connections cannot keep a
+	// either way for so long, and none waits in a Write to go, so that a pool of connections cannot keep a
 	// service running for ever; 5 min by default, never if it is negative.
 	IdleTimeout time.Duration
 }
@@ -44,11 +44,11 @@ const (
 	defaultDialTimeout      = 45 * time.Second
 	defaultCallbackDeadline = 8 * time.Second
 	defaultSessionIdle      = 5 * time.Minute
-	// dialAttempts is how many destinations a Dial tries.
-	dialAttempts = 3
-	// refusedWindow is how long a Dial tries a port that refuses: its
-	// instance was just started and may not listen yet.
-	refusedWindow = 3 * time.Second
+	// dialAttempts is how often a Dial asks for a destination, and
+	// refusedWindow how long it tries one that refuses: its instance may
+	// have been started just now and not listen yet.
+	dialAttempts  = 6
+	refusedWindow = 500 * time.Millisecond
 )
 
 // ParseLaunch reads what an agent wrote on the command line (PROTOCOL section
@@ -73,8 +73,10 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 		return fault("instance_id", args[1], errors.New("not a positive integer"))
 	}
 	l.ID = InstanceID(id)
-	if l.Address, err = netip.ParseAddr(args[2]); err != nil {
-		return fault("network_address", args[2], err)
+	l.Address, err = netip.ParseAddr(args[2])
+	l.Address = l.Address.Unmap()
+	if err != nil || l.Address.IsUnspecified() || l.Address.Zone() != "" {
+		return fault("network_address", args[2], errors.New("not the address of a node"))
 	}
 	if l.Sockets, err = ParseSockets(args[3]); err != nil {
 		return fault("socket_configuration", args[3], err)
@@ -214,14 +216,19 @@ func (i *Instance) attach(conn net.Conn) *link {
 // Sessions go on meanwhile.
 func (i *Instance) serveAgent(l *link) {
 	for l != nil {
+		bad := 0
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
-		}, func(p *ProtocolError) { i.log.Warn("bad line dropped", "error", p) })
+		}, func(p *ProtocolError) {
+			if bad++; bad <= badLinesLogged {
+				i.log.Warn("bad line dropped", "error", p)
+			}
+		})
+		i.step(instanceInput{Kind: instanceDown})
 		i.mu.Lock()
 		i.link = nil
 		ended := i.ended
 		i.mu.Unlock()
-		i.step(instanceInput{Kind: instanceDown})
 		l.wait()
 		if ended {
 			return
@@ -245,7 +252,10 @@ func (i *Instance) step(in instanceInput) {
 		switch o.Kind {
 		case instanceSend:
 			if i.link != nil {
-				if err := i.link.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+				err := i.link.send(o.Msg)
+				if errors.Is(err, net.ErrClosed) {
+					i.core.unsent(o.Msg)
+				} else if err != nil {
 					warnings = append(warnings, err.Error())
 				}
 			}

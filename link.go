@@ -11,6 +11,10 @@ import (
 const (
 	// maxQueue bounds in bytes what waits to be written on one connection.
 	maxQueue = 1 << 20
+	// maxReports bounds in bytes the reports kept while the far side is away.
+	// They all go out at once when it is back, after the first message: the
+	// queue must take them.
+	maxReports = maxQueue - MaxLine
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second
@@ -60,6 +64,28 @@ func (l *link) send(m Message) error {
 	l.queue = queue
 	l.wake.Signal()
 	return nil
+}
+
+// introductionTime is how long a new connection may take to say who it is.
+const introductionTime = 30 * time.Second
+
+// introduced has a connection end that does not say in time who it is. What it
+// returns is to be called after each message: once known says that the message
+// introduced the peer, the connection may be silent for as long as it likes.
+func introduced(conn net.Conn, known func() bool, mu *sync.Mutex) func() {
+	conn.SetReadDeadline(time.Now().Add(introductionTime))
+	done := false
+	return func() {
+		if done {
+			return
+		}
+		mu.Lock()
+		done = known()
+		mu.Unlock()
+		if done {
+			conn.SetReadDeadline(time.Time{})
+		}
+	}
 }
 
 // close ends the connection once everything queued is written. It does not

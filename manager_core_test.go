@@ -128,6 +128,7 @@ type managerRequest struct {
 
 func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
 	cfg = cfg.withDefaults()
+	cfg.FirstInstance, cfg.firstMessage = 1, 0 // not of the clock
 	return &managerStepper{
 		t: t, cfg: cfg, core: newManagerCore(cfg),
 		conns: map[connID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},
@@ -419,7 +420,7 @@ func (s *managerStepper) checkCore() {
 		for _, i := range a.instances {
 			waiters += len(i.waiters)
 			if len(i.waiters) > 0 && i.state != instanceStarting {
-				s.t.Fatalf("%d requests wait for instance %d, which is %s", len(i.waiters), i.id, instanceStateNames[i.state])
+				s.t.Fatalf("%d requests wait for instance %d, which is %s", len(i.waiters), i.id, instanceStates[i.state])
 			}
 		}
 	}
@@ -542,9 +543,9 @@ func (s *managerChaos) register() {
 	s.lastConn = max(s.lastConn, conn)
 	services := rapid.SampledFrom([]string{"A, B, C, D", "A, B, C, D", "A, B, D", "C, unheard-of", ""}).Draw(s.t, "services")
 	ext := rapid.SampledFrom([]string{"", " ~ x_agent: one", " ~ x_agent: one", " ~ x_agent: two"}).Draw(s.t, "identity")
-	var runs []runningInstance
+	var runs []InstanceID
 	for range rapid.IntRange(0, 4).Draw(s.t, "runs") {
-		runs = append(runs, runningInstance{s.id(), "B"})
+		runs = append(runs, s.id())
 	}
 	if len(runs) > 0 {
 		ext += " ~ x_instances: " + formatInstanceList(runs)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -72,7 +71,7 @@ func newMemMesh(t testing.TB, cfg ManagerConfig, nodes int) *mesh {
 
 func (s *mesh) start(cfg ManagerConfig) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	cfg.Transport, cfg.Address = s.managers, s.address
+	cfg.Transport, cfg.Address, cfg.FirstInstance = s.managers, s.address, 1
 	if cfg.Logger == nil {
 		cfg.Logger = testLogger("manager")
 	}
@@ -224,16 +223,6 @@ func askConn(conn net.Conn, line string) (string, error) {
 	return strings.TrimSpace(answer), nil
 }
 
-// user connects to the gateway on a node as a user does.
-func (s *mesh) user(n int, port uint16) net.Conn {
-	s.t.Helper()
-	conn, err := s.managers.Dial(s.ctx, net.JoinHostPort(s.nodes[n].addr.String(), strconv.Itoa(int(port))))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return conn
-}
-
 func (s *mesh) instance(id InstanceID) *Instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -249,20 +238,6 @@ func (s *mesh) running(service string) []InstanceStatus {
 		}
 	}
 	return all
-}
-
-// await waits until an event satisfies f, and returns it.
-func (s *mesh) await(after uint64, f func(Event) bool) Event {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
-	defer cancel()
-	for ev := range s.m.Events(ctx, after) {
-		if f(ev) {
-			return ev
-		}
-	}
-	s.t.Fatal("the event did not come")
-	return Event{}
 }
 
 func (s *mesh) deploy(graph string) {

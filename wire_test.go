@@ -259,7 +259,7 @@ func wireGraph(t testing.TB) *Graph {
 
 func newWire(t testing.TB, cfg ManagerConfig) *wire {
 	t.Helper()
-	cfg.Graphs = []*Graph{wireGraph(t)}
+	cfg.Graphs, cfg.FirstInstance = []*Graph{wireGraph(t)}, 1
 	m, err := NewManager(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -51,11 +53,12 @@ func runDemo(ctx context.Context, out io.Writer, log hclog.Logger) (err error) {
 		printOutput(out, dataDir)
 	}
 	n.say("", "everything is shut down gracefully, from the gateway on")
-	if stopErr := stop(); err == nil {
-		err = stopErr
+	err = errors.Join(err, stop())
+	if left := c.left(); len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("processes are left: %v", left))
 	}
 	if err == nil {
-		n.say("", "done: no process is left")
+		n.say("", "done: %d processes ran, none is left", len(c.pids))
 	}
 	return err
 }
@@ -100,7 +103,7 @@ func deploy(ctx context.Context, dataDir string, out io.Writer, log hclog.Logger
 // playUser is one user's session through the gateway.
 func playUser(ctx context.Context, c *deployment, n *narrator) error {
 	user := func(format string, args ...any) { n.say("user", format, args...) }
-	cl, err := dial(ctx, c.gateway)
+	cl, err := dialSoon(ctx, c.gateway)
 	if err != nil {
 		return err
 	}
@@ -159,6 +162,22 @@ func playUser(ctx context.Context, c *deployment, n *narrator) error {
 	}
 	user("got it back, byte for byte the same")
 	return nil
+}
+
+// dialSoon dials a gateway that was started just now: ready says that it runs,
+// and it listens a moment later.
+func dialSoon(ctx context.Context, addr string) (*client, error) {
+	for wait := time.Millisecond; ; wait *= 2 {
+		cl, err := dial(ctx, addr)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || wait > 5*time.Second {
+			return cl, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // killService kills the process of one instance, as a crash would.
@@ -221,8 +240,5 @@ func runUp(ctx context.Context, dataDir string, out io.Writer, log hclog.Logger)
 	case err = <-c.errs:
 	}
 	n.say("", "everything is shut down gracefully, from the gateway on")
-	if stopErr := stop(); err == nil {
-		err = stopErr
-	}
-	return err
+	return errors.Join(err, stop())
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,6 +23,10 @@ import (
 
 //go:embed social.json
 var graphJSON []byte
+
+// deployTimeout is how long the API Gateway may take to run, and everything to
+// end.
+const deployTimeout = 30 * time.Second
 
 // repositories says which services each of the two nodes can execute. The
 // stateless ones stand on both; each storage service has one home.
@@ -61,7 +66,7 @@ func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (*deployme
 	}
 	managerAddr := netip.AddrPortFrom(nodes[0], freePort(nodes[0], ssmmp.ManagerPort, out)).String()
 	c.manager, err = ssmmp.NewManager(ssmmp.ManagerConfig{
-		Graphs: []*ssmmp.Graph{graph}, Address: managerAddr, Transport: ssmmp.TCP{LocalAddr: nodes[0]}, Logger: log.Named("manager"),
+		Graphs: []*ssmmp.Graph{graph}, FirstInstance: 1, Address: managerAddr, Transport: ssmmp.TCP{LocalAddr: nodes[0]}, Logger: log.Named("manager"),
 	})
 	if err != nil {
 		return nil, err
@@ -180,10 +185,25 @@ func (c *deployment) pid(id ssmmp.InstanceID) int {
 	return c.pids[id]
 }
 
+// left returns the processes of instances that still run.
+func (c *deployment) left() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var pids []int
+	for _, pid := range c.pids {
+		// Signal 0 asks only whether there is somebody to get it.
+		if p, err := os.FindProcess(pid); err == nil && p.Signal(syscall.Signal(0)) == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
 // instance returns a running instance of a service.
 func (c *deployment) instance(service string) (ssmmp.InstanceStatus, error) {
 	for _, i := range c.manager.Snapshot().Instances {
-		if i.Service == service && i.State == "running" {
+		if i.Service == service && i.State == ssmmp.InstanceRunning {
 			return i, nil
 		}
 	}
@@ -245,6 +265,3 @@ func serveInstance(ctx context.Context, dataDir string) error {
 		return nil
 	}
 }
-
-// deployTimeout is how long the API Gateway may take to run.
-const deployTimeout = 30 * time.Second
