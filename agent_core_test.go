@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -329,8 +330,9 @@ func TestAgentCoreChaos(t *testing.T) {
 				i := id()
 				l := s.launched[i]
 				m := &SessionRequest{Header: Header{MessageID: rapid.Int64Range(1, 6).Draw(t, "message id"), SubType: ServiceToAgent},
-					SourceServiceName: "A", SourceServiceInstanceID: i, SourceServiceInstanceNetworkAddress: coreNodes[0],
-					SourcePlugName: "P1", DestServiceName: "B", DestSocketName: rapid.SampledFrom([]string{"S2", "S2", "S9"}).Draw(t, "socket")}
+					SourceServiceName: "A", SourceServiceInstanceID: i,
+					SourceServiceInstanceNetworkAddress: rapid.SampledFrom([]netip.Addr{coreNodes[0], wireNode, coreNodes[1]}).Draw(t, "address"),
+					SourcePlugName:                      "P1", DestServiceName: "B", DestSocketName: rapid.SampledFrom([]string{"S2", "S2", "S9"}).Draw(t, "socket")}
 				if rapid.Bool().Draw(t, "secret") {
 					m.Extensions = []Extension{{extSecret, "secret"}}
 				}

@@ -105,6 +105,10 @@ type managerStepper struct {
 	past     []managerRequest          // and those that were answered
 	offers   []*SessionResponse        // grants, that an instance may acknowledge
 	replied  map[callID]bool
+	sent     map[string]bool // requests, by connection and message id
+	closings map[connID]int  // how often a connection should have been closed
+
+	comesBack bool // an agent registers: what was pending is sent again
 }
 
 type managerStep struct {
@@ -129,7 +133,7 @@ func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
 		t: t, cfg: cfg, core: newManagerCore(cfg),
 		conns: map[connID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},
 		open: map[SessionID]Event{}, seen: map[SessionID]bool{}, asked: map[offerKey]int{}, sockets: map[offerKey][]string{}, answered: map[offerKey]int{},
-		granted: map[offerKey]bool{}, answers: map[answerKey]string{}, recent: map[InstanceID][]offerKey{}, replied: map[callID]bool{},
+		granted: map[offerKey]bool{}, answers: map[answerKey]string{}, recent: map[InstanceID][]offerKey{}, replied: map[callID]bool{}, sent: map[string]bool{}, closings: map[connID]int{},
 	}
 }
 
@@ -157,7 +161,9 @@ func (s *managerStepper) message(conn connID, line string) {
 	}
 	speaker, known := s.live[senderOf(m)]
 	foreign := known && speaker.Node != s.conns[conn]
+	s.comesBack = register != nil
 	out, events := s.step(managerInput{Kind: managerMessage, Conn: conn, Msg: m}, line)
+	s.comesBack = false
 	if unasked {
 		for _, ev := range events {
 			if ev.Kind != EventProtocolViolated {
@@ -337,6 +343,7 @@ func (s *managerStepper) output(o managerOutput) {
 		return
 	case managerClose:
 		s.conns[o.Conn] = netip.Addr{} // what still arrives there is nobody's
+		s.closings[o.Conn]++
 		return
 	}
 	addr, ok := s.conns[o.Conn]
@@ -348,6 +355,14 @@ func (s *managerStepper) output(o managerOutput) {
 		s.t.Fatalf("%v", err)
 	}
 	if responseTo(o.Msg, StatusOK) != nil {
+		once := fmt.Sprint(o.Conn, s.closings[o.Conn], o.Msg.Head().MessageID)
+		if s.sent[once] {
+			s.t.Fatalf("sent twice on connection %d: %s", o.Conn, line)
+		}
+		s.sent[once] = true
+		if g, ok := o.Msg.(*GracefulShutdownRequest); ok && s.live[g.ServiceInstanceID].Kind == 0 && !s.comesBack {
+			s.t.Fatalf("instance %d has ended: %s", g.ServiceInstanceID, line)
+		}
 		to := addr
 		if a := s.core.conns[o.Conn]; a != nil {
 			to = a.addr // registered in this very step
@@ -669,6 +684,7 @@ func TestManagerCoreChaos(t *testing.T) {
 	graphs := coreGraphs(t)
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(1, 6).Draw(t, "ports"),
+			PortLinger:          time.Second,
 			SessionsPerInstance: rapid.IntRange(0, 2).Draw(t, "sessions per instance"),
 			InstancesPerService: rapid.IntRange(0, 2).Draw(t, "instances per service")}
 		s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
@@ -724,6 +740,31 @@ func TestManagerCoreSameID(t *testing.T) {
 	}
 	if len(s.live) != 2 || len(s.open) != 1 {
 		t.Errorf("%d instances and %d sessions, want 2 and 1", len(s.live), len(s.open))
+	}
+	s.settle()
+	s.replay()
+}
+
+// A session that is acknowledged when the shutdown of an end has begun is
+// closed before that end is killed.
+func TestManagerCoreLateAck(t *testing.T) {
+	t.Parallel()
+	s := newManagerStepper(t, ManagerConfig{Graphs: coreGraphs(t)})
+	s.message(1, registerLine(1, coreNodes[0], "A, B, C", ""))
+	s.step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}}, "")
+	s.message(1, "type: execution_response ~ message_id: 1 ~ status: 200")
+	s.message(1, "type: session_request ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1")
+	s.message(1, "type: execution_response ~ message_id: 2 ~ status: 200")
+	s.step(managerInput{Kind: managerCommand, Call: 2, Cmd: shutdownCommand{2, true}}, "")
+	s.message(1, "type: session_ack ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_plug_port: 40000 ~ dest_socket_new_port: 54000 ~ status: 200")
+	if len(s.requests) == 0 {
+		t.Fatal("after the acknowledgment: nothing, want the source to close")
+	}
+	last := s.requests[len(s.requests)-1].msg
+	s.message(1, encode(t, responseTo(last, StatusOK)))
+	last = s.requests[len(s.requests)-1].msg
+	if _, ok := last.(*HardShutdownRequest); !ok || len(s.open) > 0 {
+		t.Fatalf("after the close: %s and %d sessions, want hard_shutdown_request and none", last.Type(), len(s.open))
 	}
 	s.settle()
 	s.replay()

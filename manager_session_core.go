@@ -381,7 +381,8 @@ func (c *managerCore) closeFarEnds(i *instance) {
 	c.eachSession(i, func(slot uint32) {
 		s := c.sessions.at(slot)
 		if s.state == SessionOffered {
-			return // there is no connection to name yet
+			s.closeWhen = true // there is no connection to name yet
+			return
 		}
 		s.state = SessionClosing
 		id := c.sessions.id(slot)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -213,15 +214,16 @@ func (p *rawPeer) closed() {
 // A stubProcess is an instance whose program is the test.
 type stubProcess struct {
 	Launch
-	once sync.Once
-	done chan struct{}
-	code Exit
+	foreign atomic.Bool // whoever connects is another process
+	once    sync.Once
+	done    chan struct{}
+	code    Exit
 }
 
 func (p *stubProcess) PID() int                         { return 0 }
 func (p *stubProcess) Wait() Exit                       { <-p.done; return p.code }
 func (p *stubProcess) Kill() error                      { p.exit(Exit{Code: -1, Signal: "SIGKILL"}); return nil }
-func (p *stubProcess) Owns(net.Conn) (owns, known bool) { return false, false }
+func (p *stubProcess) Owns(net.Conn) (owns, known bool) { return false, p.foreign.Load() }
 func (p *stubProcess) exit(e Exit)                      { p.once.Do(func() { p.code = e; close(p.done) }) }
 func (s stubs) Launch(_ context.Context, l Launch) (Process, error) {
 	p := &stubProcess{Launch: l, done: make(chan struct{})}
@@ -257,7 +259,7 @@ func wireGraph(t testing.TB) *Graph {
 
 func newWire(t testing.TB, cfg ManagerConfig) *wire {
 	t.Helper()
-	cfg.Graphs = []*Graph{wireGraph(t)}
+	cfg.Graphs, cfg.FirstInstance = []*Graph{wireGraph(t)}, 1
 	m, err := NewManager(cfg)
 	if err != nil {
 		t.Fatal(err)
