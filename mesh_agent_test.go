@@ -167,6 +167,99 @@ func TestMeshStartWhileAway(t *testing.T) {
 	}
 }
 
+// A request that is lost with an agent's connection is made again when the
+// agent is back.
+func TestMeshRequestLost(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newLifeMesh(t, ManagerConfig{}, 0, nil)
+		defer s.close()
+		s.node(1, "gw")
+		n2 := s.node(2, "mid")
+		gw := s.begin()
+		n2.gate.hold()
+		rejoin := n2.gate.sever()
+		dialled := make(chan error, 1)
+		go func() {
+			_, err := gw.Dial(t.Context(), "P")
+			dialled <- err
+		}()
+		time.Sleep(2 * time.Second)
+		rejoin()
+		n2.gate.open()
+		time.Sleep(backAgain)
+		synctest.Wait()
+		if len(dialled) != 1 {
+			t.Fatal("the dial still waits")
+		}
+		if err := <-dialled; err != nil {
+			t.Error(err)
+		}
+		if n := s.starts("mid"); n != 1 {
+			t.Errorf("%d starts, want 1", n)
+		}
+	})
+}
+
+// An agent kills an instance that is not ready in time also when no Manager
+// can tell it to.
+func TestMeshStartTimeoutAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		killed := make(chan time.Time, 1)
+		never := FuncLauncher(func(ctx context.Context, l Launch) error {
+			<-ctx.Done()
+			killed <- time.Now()
+			return ctx.Err()
+		})
+		s := newLifeMesh(t, ManagerConfig{}, 0, map[string]Launcher{"mid": never})
+		defer s.close()
+		s.node(1, "gw")
+		n2 := s.node(2, "mid")
+		gw := s.begin()
+		began := time.Now()
+		go gw.Dial(t.Context(), "P")
+		time.Sleep(time.Second)
+		n2.gate.shut()
+		time.Sleep(40 * time.Second)
+		select {
+		case at := <-killed:
+			if d := at.Sub(began); d != 30*time.Second {
+				t.Errorf("killed after %v, want 30 s", d)
+			}
+		default:
+			t.Error("it still runs")
+		}
+		n2.gate.open()
+		time.Sleep(backAgain)
+		if ended := s.events(EventInstanceEnded, ofService("mid")); len(ended) != 1 || ended[0].Status != StatusTimeout {
+			t.Errorf("ended: %v, want once with 504", ended)
+		}
+	})
+}
+
+// What an instance said just before it ended counts, however late its agent
+// comes to read it (PROTOCOL section 3, Termination by business logic).
+func TestMeshLastWords(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newLifeMesh(t, ManagerConfig{}, 0, nil)
+		defer s.close()
+		s.node(1, "gw")
+		n2 := s.node(2, "mid")
+		n2.gate.lag.Store(int64(100 * time.Millisecond))
+		gw := s.begin()
+		s.dial(gw, "P")
+		time.Sleep(time.Second)
+		mid := s.one("mid")
+		mid.Terminate()
+		time.Sleep(time.Second)
+		if ev := s.ended(mid.ID()); ev.Cause != "terminated by its business logic" {
+			t.Errorf("ended: %v", ev)
+		}
+		if closed := s.events(EventSessionClosed, nil); len(closed) != 1 || closed[0].Status != StatusSessionClosed {
+			t.Errorf("closed: %v, want once with 111", closed)
+		}
+	})
+}
+
 // An agent that stays away is lost: its instances end, the far ends of their
 // sessions close and gateways run elsewhere. When it comes back, what still
 // runs there is killed.
@@ -337,9 +430,7 @@ func TestMeshAgentSilent(t *testing.T) {
 		s.begin()
 		began := time.Now()
 		g := s.nodeGate(0)
-		g.mu.Lock()
-		g.isShut = true
-		g.mu.Unlock()
+		g.hold()
 		defer g.sever()()
 		time.Sleep(time.Minute)
 		away := s.events(EventAgentAway, nil)
@@ -429,7 +520,11 @@ func TestMeshSick(t *testing.T) {
 			t.Errorf("health changed to %v", seen)
 		}
 		mid.SetHealth(StatusFailed)
-		time.Sleep(16 * time.Second)
+		time.Sleep(11 * time.Second)
+		if len(s.of("mid")) != 1 {
+			t.Error("what it missed before it was well again still counts")
+		}
+		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		if len(drained) != 1 || len(s.of("mid")) != 0 {
 			t.Errorf("drained %d times, %+v", len(drained), s.running("mid"))
@@ -479,9 +574,7 @@ func TestMeshHealthAcrossConnections(t *testing.T) {
 		gw := s.begin()
 		time.Sleep(4 * time.Second)
 		g := s.nodeGate(0)
-		g.mu.Lock()
-		g.isShut = true
-		g.mu.Unlock()
+		g.hold()
 		rejoin := g.sever()
 		time.Sleep(2 * time.Second) // a request is under way
 		rejoin()
