@@ -318,6 +318,59 @@ func TestMeshAgentLost(t *testing.T) {
 	})
 }
 
+// LostAfter counts from the last time that an agent went.
+func TestMeshAgentAwayTwice(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newLifeMesh(t, ManagerConfig{}, 1, nil)
+		defer s.close()
+		gw := s.begin()
+		g := s.nodeGate(0)
+		for range 2 {
+			g.shut()
+			time.Sleep(40 * time.Second)
+			g.open()
+			time.Sleep(backAgain)
+		}
+		if len(s.events(EventAgentLost, nil)) != 0 || s.one("gw").ID() != gw.ID() {
+			t.Errorf("%v", s.history())
+		}
+	})
+}
+
+// A storage service is started where its data are, until that node is lost.
+func TestMeshStorageStays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newLifeMesh(t, ManagerConfig{}, 0, nil)
+		defer s.close()
+		s.node(1, "gw")
+		gw := s.begin()
+		n2 := s.node(2, "db")
+		synctest.Wait()
+		s.dial(gw, "Pd")
+		db := s.one("db")
+		s.node(3, "db")
+		synctest.Wait()
+		db.Terminate()
+		s.dial(gw, "Pd")
+		if db = s.one("db"); db.Address() != n2.addr {
+			t.Fatalf("it was started again on %s", db.Address())
+		}
+		if err := s.m.Shutdown(t.Context(), db.ID()); err != nil {
+			t.Fatal(err)
+		}
+		n2.gate.shut()
+		_, err := gw.Dial(t.Context(), "Pd")
+		wantStatus(t, err, StatusUnavailable, ErrUnavailable)
+		time.Sleep(time.Minute)
+		s.dial(gw, "Pd")
+		if db = s.one("db"); db.Address() == n2.addr {
+			t.Error("it was started on a node that is lost")
+		}
+		n2.gate.open()
+		time.Sleep(backAgain)
+	})
+}
+
 // A fresh Manager knows nothing of what runs: it has it killed, and never gives
 // an id to an agent that has seen it (PROTOCOL section 3, Execution).
 func TestMeshManagerRestart(t *testing.T) {
