@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -412,6 +413,39 @@ type gate struct {
 	mu      sync.Mutex
 	isShut  bool
 	conns   map[*gateConn]struct{}
+	lag     atomic.Int64 // how late instances are read, in ns
+}
+
+func (g *gate) Listen(ctx context.Context, addr string) (net.Listener, error) {
+	ln, err := g.MemHost.Listen(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &gateListener{ln, g}, nil
+}
+
+type gateListener struct {
+	net.Listener
+	gate *gate
+}
+
+func (l *gateListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &lateConn{conn, l.gate}, nil
+}
+
+type lateConn struct {
+	net.Conn
+	gate *gate
+}
+
+func (c *lateConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	time.Sleep(time.Duration(c.gate.lag.Load()))
+	return n, err
 }
 
 func (g *gate) Dial(ctx context.Context, addr string) (net.Conn, error) {
@@ -443,6 +477,13 @@ func (g *gate) shut() {
 		c.Conn.Close()
 	}
 	synctest.Wait()
+}
+
+// hold lets no connection to the Manager begin, and leaves those that are.
+func (g *gate) hold() {
+	g.mu.Lock()
+	g.isShut = true
+	g.mu.Unlock()
 }
 
 func (g *gate) open() {

@@ -398,3 +398,84 @@ func TestMeshDialGivenUp(t *testing.T) {
 		}
 	})
 }
+
+// A destination that cannot be dialled is reported, and another one asked for
+// (PROTOCOL section 3, Session: session_ack 5xx).
+func TestMeshUnreachable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		services := map[string]Launcher{}
+		s := newLifeMesh(t, ManagerConfig{}, 0, services)
+		defer s.close()
+		hung, well := hungService(s, "10.0.0.1"), FuncLauncher(func(ctx context.Context, l Launch) error { return s.keep(ctx, l, s.host("10.0.0.1")) })
+		services["mid"] = launcherFunc(func(ctx context.Context, l Launch) (Process, error) {
+			if l.ID == 2 {
+				return hung.Launch(ctx, l)
+			}
+			return well.Launch(ctx, l)
+		})
+		s.node(1, "gw", "mid")
+		gw := s.begin()
+		s.dial(gw, "P")
+		if n := s.starts("mid"); n != 2 {
+			t.Errorf("%d starts, want 2", n)
+		}
+		closed := s.events(EventSessionClosed, nil)
+		if len(closed) != 1 || closed[0].Status != StatusUnreachable || closed[0].Destination != 2 {
+			t.Errorf("closed: %v, want one to 2 with 502", closed)
+		}
+		if open := s.m.Snapshot().Sessions; len(open) != 1 || open[0].Destination != 3 {
+			t.Errorf("open: %+v, want one to 3", open)
+		}
+	})
+}
+
+type launcherFunc func(ctx context.Context, l Launch) (Process, error)
+
+func (f launcherFunc) Launch(ctx context.Context, l Launch) (Process, error) { return f(ctx, l) }
+
+// A session that is closed before it is acknowledged closes when it is.
+func TestMeshCloseOffered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var s *lifeMesh
+		late := FuncLauncher(func(ctx context.Context, l Launch) error {
+			inst, err := JoinWith(ctx, JoinConfig{Launch: l, Transport: s.host("10.0.0.1")})
+			if err != nil {
+				return err
+			}
+			defer inst.Close()
+			time.Sleep(2 * time.Second)
+			if _, err := inst.Listen("S"); err != nil {
+				return err
+			}
+			select {
+			case <-inst.Done():
+			case <-ctx.Done():
+			}
+			return nil
+		})
+		s = newLifeMesh(t, ManagerConfig{}, 1, map[string]Launcher{"mid": late})
+		defer s.close()
+		gw := s.begin()
+		dialled := make(chan net.Conn, 1)
+		go func() {
+			conn, err := gw.Dial(t.Context(), "P")
+			if err != nil {
+				t.Error(err)
+			}
+			dialled <- conn
+		}()
+		time.Sleep(time.Second)
+		open := s.m.Snapshot().Sessions
+		if len(open) != 1 || open[0].State != SessionOffered {
+			t.Fatalf("sessions %+v, want one that is offered", open)
+		}
+		if err := s.m.CloseSession(t.Context(), open[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		conn := <-dialled
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, ErrSessionClosed) {
+			t.Errorf("Read: %v, want ErrSessionClosed", err)
+		}
+		wantOrder(s, "closing", func(ev Event) bool { return ev.Kind == EventSessionOpened }, closedWith(StatusOK))
+	})
+}
