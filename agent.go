@@ -30,7 +30,8 @@ type AgentConfig struct {
 	// the instances of other nodes know it.
 	Address netip.Addr
 	// Listen is where the agent listens for the instances of its node,
-	// "host:port"; "localhost:55556" by default.
+	// "host:port"; port 55556 of the local host by default, or of Address
+	// where that is a loopback address.
 	Listen string
 	// Repository holds the services that this agent can execute.
 	Repository []RepositoryEntry
@@ -61,7 +62,7 @@ func (c *AgentConfig) Validate() error {
 	if _, _, err := net.SplitHostPort(c.Manager); err != nil {
 		fault("Manager", strconv.Quote(c.Manager), "not host:port")
 	}
-	if !c.Address.IsValid() || c.Address.IsUnspecified() || c.Address.Zone() != "" {
+	if !isNode(c.Address) {
 		fault("Address", c.Address, "not the address of a node")
 	}
 	if c.Listen != "" {
@@ -97,7 +98,7 @@ func (c *AgentConfig) Validate() error {
 func (c AgentConfig) withDefaults() AgentConfig {
 	c.Repository = append([]RepositoryEntry(nil), c.Repository...)
 	c.Address = c.Address.Unmap()
-	c.Listen = cmp.Or(c.Listen, net.JoinHostPort("localhost", strconv.Itoa(AgentPort)))
+	c.Listen = cmp.Or(c.Listen, defaultAgent(c.Address))
 	if c.Transport == nil {
 		c.Transport = TCP{LocalAddr: c.Address}
 	}
@@ -127,6 +128,7 @@ type Agent struct {
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
 	running   bool
+	stopped   bool   // Run has ended, or is about to
 	listen    string // where instances find the agent
 
 	empty chan struct{} // closed when, after a stop, nothing runs any more
@@ -173,6 +175,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	ln, err := a.cfg.Transport.Listen(ctx, a.cfg.Listen)
 	if err != nil {
+		a.timer.Stop()
 		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, err)
 	}
 	a.mu.Lock()
@@ -197,6 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	hangUp()
 	a.mu.Lock()
+	a.stopped = true
 	a.timer.Stop()
 	close(a.done)
 	for _, l := range a.links {
@@ -243,7 +247,7 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
 			registered = true
 		}
-	}, a.badLine(a.log))
+	}, a.badLine(l, a.log))
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
 	a.log.Warn("connection to the Manager ended", "error", err)
@@ -254,16 +258,19 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 func (a *Agent) instanceConn(conn net.Conn) {
 	l := a.open(conn)
 	log := a.log.With("peer", conn.RemoteAddr().String())
+	known := introduced(conn, func() bool { return a.core.conns[l.id] != nil }, &a.mu)
 	err := l.read(func(m Message) {
 		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m)})
-	}, a.badLine(log))
+		known()
+	}, a.badLine(l, log))
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
 	log.Debug("connection of an instance ended", "error", err)
 }
 
-// badLine returns what a link does with a line that is no message.
-func (a *Agent) badLine(log hclog.Logger) func(*ProtocolError) {
+// badLine returns what a link does with a line that is no message: it is
+// counted, logged, and answered where it was a request.
+func (a *Agent) badLine(l *link, log hclog.Logger) func(*ProtocolError) {
 	bad := 0
 	return func(p *ProtocolError) {
 		if bad++; bad <= badLinesLogged {
@@ -271,7 +278,14 @@ func (a *Agent) badLine(log hclog.Logger) func(*ProtocolError) {
 		}
 		a.mu.Lock()
 		a.core.dropped++
+		service, id := "", InstanceID(0)
+		if i := a.core.conns[l.id]; i != nil && i.conn == l.id {
+			service, id = i.service, i.id
+		}
 		a.mu.Unlock()
+		if r := refusal(p, service, id); r != nil {
+			l.send(r)
+		}
 	}
 }
 
@@ -335,8 +349,13 @@ func (a *Agent) step(in agentInput) {
 		switch o.Kind {
 		case agentSend:
 			if l := a.links[o.Conn]; l != nil {
-				if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
-					warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+				if err := l.send(o.Msg); err != nil {
+					if o.Conn == a.core.manager {
+						a.core.unsent(o.Msg)
+					}
+					if !errors.Is(err, net.ErrClosed) {
+						warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+					}
 				}
 			}
 		case agentClose:
@@ -358,7 +377,7 @@ func (a *Agent) step(in agentInput) {
 			warnings = append(warnings, o)
 		}
 	}
-	if at, ok := a.core.NextDeadline(); ok {
+	if at, ok := a.core.NextDeadline(); ok && !a.stopped {
 		a.timer.Reset(max(0, at-in.Now))
 	}
 	a.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"container/heap"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -76,8 +75,6 @@ const (
 	// ownIDs is where an agent's own message ids begin, so that a response
 	// can be told from one to the Manager.
 	ownIDs = 1 << 62
-	// maxQueued bounds the reports kept while the Manager is away.
-	maxQueued = 1 << 14
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
 	// endedKept is how many ended instances are remembered.
@@ -96,14 +93,14 @@ type agentCore struct {
 	registered bool
 	registerID int64
 	queue      []Message // reports for the Manager, while it is away
+	kept       int       // bytes of queue
 
-	conns     map[connID]*agentInstance // of instances; nil until bound
+	conns     map[connID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
 	ended     map[InstanceID]bool
 	endedList []InstanceID // oldest first, for forgetting
-	newest    InstanceID   // the greatest id that it ever executed
 
-	relayed map[int64]relayedRequest // requests of the Manager, by message id
+	relayed map[int64]*relayedRequest // requests of the Manager, by message id
 	lastOwn int64
 	stop    bool
 
@@ -146,7 +143,7 @@ func newAgentCore(cfg AgentConfig, identity string) *agentCore {
 		conns:      map[connID]*agentInstance{},
 		instances:  map[InstanceID]*agentInstance{},
 		ended:      map[InstanceID]bool{},
-		relayed:    map[int64]relayedRequest{},
+		relayed:    map[int64]*relayedRequest{},
 		lastOwn:    ownIDs,
 	}
 	for i := range cfg.Repository {
@@ -226,35 +223,53 @@ func (c *agentCore) register(conn connID) {
 	}
 	m := &InitiationRequest{Header: Header{MessageID: c.registerID}, AgentNetworkAddress: c.cfg.Address, ServiceRepository: names}
 	m.Extensions = append(m.Extensions, Extension{extAgent, c.identity})
-	var list []runningInstance
-	for _, i := range c.instances {
-		list = append(list, runningInstance{i.id, i.service})
+	var list []InstanceID
+	for id := range c.instances {
+		list = append(list, id)
 	}
 	// One whose end is still to be reported counts as running until then: the
 	// Manager shall learn how it ended.
 	for _, q := range c.queue {
 		if m, ok := q.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
-			list = append(list, runningInstance{m.ServiceInstanceID, m.ServiceName})
+			list = append(list, m.ServiceInstanceID)
 		}
-	}
-	if c.newest > 0 {
-		m.Extensions = append(m.Extensions, Extension{extNewest, strconv.FormatInt(int64(c.newest), 10)})
 	}
 	if len(list) > 0 {
 		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
 	}
 	c.send(conn, m)
+	c.after(c.cfg.RequestTimeout, func() {
+		if c.manager == conn && !c.registered {
+			c.warn(conn, "the Manager does not answer the registration")
+			c.out = append(c.out, agentOutput{Kind: agentClose, Conn: conn})
+		}
+	})
 }
 
 // toManager sends a report, or keeps it until the Manager is back.
 func (c *agentCore) toManager(m Message) {
-	switch {
-	case c.registered:
+	if c.registered {
 		c.send(c.manager, m)
-	case len(c.queue) < maxQueued:
-		c.queue = append(c.queue, Clone(m))
-	default:
+	} else {
+		c.keep(m)
+	}
+}
+
+func (c *agentCore) keep(m Message) {
+	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
+	if c.kept+len(line) > maxReports {
 		c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		return
+	}
+	c.kept += len(line)
+	c.queue = append(c.queue, Clone(m))
+}
+
+// unsent takes back a report that the connection to the Manager did not take.
+func (c *agentCore) unsent(m Message) {
+	switch m.(type) {
+	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
+		c.keep(m)
 	}
 }
 
@@ -313,7 +328,7 @@ func (c *agentCore) registrationAnswered(m *InitiationResponse) {
 		for _, q := range c.queue {
 			c.send(c.manager, q)
 		}
-		c.queue = nil
+		c.queue, c.kept = nil, 0
 	default:
 		c.out = append(c.out, agentOutput{Kind: agentRefused, Conn: c.manager, Status: m.Status},
 			agentOutput{Kind: agentClose, Conn: c.manager})
@@ -335,8 +350,13 @@ func (c *agentCore) relayRequest(id InstanceID, m Message, sub SubType, want Typ
 	case i.conn == 0:
 		c.answerFor(id, want, messageID, StatusUnavailable)
 	default:
-		c.relayed[messageID] = relayedRequest{id, want}
-		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() { delete(c.relayed, messageID) })
+		r := &relayedRequest{id, want}
+		c.relayed[messageID] = r
+		c.after(c.cfg.DrainTimeout+c.cfg.RequestTimeout, func() {
+			if c.relayed[messageID] == r {
+				delete(c.relayed, messageID)
+			}
+		})
 		m.Head().SubType = sub
 		c.send(i.conn, m)
 	}
@@ -364,9 +384,12 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
 	}
 	if i := c.instances[m.ServiceInstanceID]; i != nil {
-		if i.ready {
+		switch {
+		case i.service != m.ServiceName:
+			answer(StatusConflict) // an id of another Manager's
+		case i.ready:
 			answer(StatusOK)
-		} else {
+		default:
 			i.execID = m.MessageID
 		}
 		return
@@ -390,7 +413,6 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
 		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
 	c.instances[i.id] = i
-	c.newest = max(c.newest, i.id)
 	c.out = append(c.out, agentOutput{Kind: agentLaunch, Instance: i.id, Entry: entry, Launch: Launch{
 		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
 	c.after(c.cfg.StartTimeout, func() {
@@ -448,9 +470,15 @@ func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
 	c.kill(i)
 }
 
+// kill has an instance killed, again and again until it has ended.
 func (c *agentCore) kill(i *agentInstance) {
 	i.killed = true
 	c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+	c.after(c.cfg.RequestTimeout, func() {
+		if c.instances[i.id] == i {
+			c.kill(i)
+		}
+	})
 }
 
 // exited handles the end of an instance and all its children.
@@ -468,8 +496,9 @@ func (c *agentCore) exited(id InstanceID, exit Exit) {
 func (c *agentCore) forget(i *agentInstance, exit Exit) {
 	delete(c.instances, i.id)
 	if i.conn != 0 {
-		c.conns[i.conn] = nil
+		// The connection stays tied to it: its last messages may still come.
 		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+		i.conn = 0
 	}
 	c.ended[i.id] = true
 	c.endedList = append(c.endedList, i.id)
@@ -523,7 +552,7 @@ func (c *agentCore) failInFlight(i *agentInstance) {
 
 // reasonManagerAway is how an instance tells that its dial failed for want of
 // a Manager.
-const reasonManagerAway = "the Manager is away"
+const reasonManagerAway = "manager_away"
 
 func (c *agentCore) answerSession(i *agentInstance, messageID int64, p PlugTarget, status Status, reason string) {
 	h := Header{MessageID: messageID, SubType: AgentToService}
@@ -559,7 +588,7 @@ func (c *agentCore) stopAll() {
 			continue
 		}
 		id := c.ownID()
-		c.relayed[id] = relayedRequest{i.id, TypeGracefulShutdownResponse}
+		c.relayed[id] = &relayedRequest{i.id, TypeGracefulShutdownResponse}
 		c.send(i.conn, &GracefulShutdownRequest{Header: Header{MessageID: id, SubType: AgentToServiceInstance}, ServiceName: i.service, ServiceInstanceID: i.id})
 	}
 	c.after(c.cfg.DrainTimeout, func() {

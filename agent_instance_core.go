@@ -17,6 +17,9 @@ func (c *agentCore) fromInstance(conn connID, m Message, p proof) {
 		if i = c.bind(conn, m, p); i == nil {
 			return
 		}
+	} else if c.instances[i.id] != i || i.conn != conn {
+		c.dropped++ // what an instance said last, after it ended or came back on another connection
+		return
 	} else if id := senderOf(m); id != 0 && id != i.id {
 		c.forbid(conn, m, fmt.Sprintf("instance %d names %d as the sender", i.id, id))
 		return
@@ -79,7 +82,6 @@ func (c *agentCore) bind(conn connID, m Message, p proof) *agentInstance {
 	}
 	if i.conn != 0 {
 		// It came back before its old connection was seen to end.
-		c.conns[i.conn] = nil
 		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
 		clear(i.inFlight)
 	}
@@ -129,8 +131,8 @@ func (c *agentCore) sessionRequest(i *agentInstance, m *SessionRequest) {
 // that this instance was asked.
 func (c *agentCore) relayResponse(i *agentInstance, m Message) {
 	h := m.Head()
-	r, ok := c.relayed[h.MessageID]
-	if !ok || r.to != i.id || r.want != m.Type() {
+	r := c.relayed[h.MessageID]
+	if r == nil || r.to != i.id || r.want != m.Type() {
 		c.dropped++ // hello again, late, or nobody asked
 		return
 	}

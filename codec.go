@@ -332,11 +332,15 @@ func (c *codec) head(s string) (string, int) {
 // note remembers one line of the message that look reads, which begins at
 // offset in it. It is false when there is something wrong with the line.
 func (c *codec) note(h *Header, number int, text string, offset int) bool {
-	field, value, ok := strings.Cut(text, ": ")
-	if !ok {
+	n := strings.IndexByte(text, ':') // quicker, and nearly always right
+	if n < 0 || n+1 == len(text) || text[n+1] != ' ' {
+		n = strings.Index(text, ": ")
+	}
+	if n < 0 {
 		c.failAt(number, "", text, notLine)
 		return false
 	}
+	field, value := text[:n], text[n+len(": "):]
 	if strings.HasPrefix(field, "x_") {
 		if !validExtension(field, value) {
 			c.failAt(number, field, value, notExtension)
@@ -377,6 +381,9 @@ func (c *codec) lineNamed(name string) (line, bool) {
 	if lineNames[l] != name {
 		return 0, false
 	}
+	if expected[c.typ]&(1<<l) != 0 {
+		return l, true
+	}
 	switch {
 	case c.typ == TypeSessionAck && l == lineServiceName:
 		l = lineSourceServiceName
@@ -386,8 +393,10 @@ func (c *codec) lineNamed(name string) (line, bool) {
 		l = lineServiceInstanceNetworkAddress
 	case c.typ == TypeHardShutdownResponse && l == lineSourceServiceInstanceID:
 		l = lineServiceInstanceID
+	default:
+		return 0, false
 	}
-	return l, expected[c.typ]&(1<<l) != 0
+	return l, true
 }
 
 // typeOf returns the type with this name, or that had it in the published

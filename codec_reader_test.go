@@ -171,7 +171,7 @@ func TestBorrowedMessage(t *testing.T) {
 	}
 	if poison {
 		for _, s := range []string{borrowed.ServiceName, borrowed.SocketConfiguration[1].Socket, borrowed.PlugConfiguration[0].Service, borrowed.Extensions[0].Name, borrowed.Extensions[0].Value} {
-			if strings.Trim(s, "\xff") != "" {
+			if s != strings.Repeat("\xff", len(s)) {
 				t.Errorf("a borrowed string is still %q", s)
 			}
 		}
@@ -270,6 +270,9 @@ func TestDecoderLongestLine(t *testing.T) {
 		}
 		if (err == nil) != test.ok || !test.ok && !errors.Is(err, ErrLineTooLong) {
 			t.Errorf("%d bytes and %q: %v", test.length, test.end, err)
+		}
+		if _, err := d.Decode(); !test.ok && !errors.Is(err, ErrLineTooLong) {
+			t.Errorf("%d bytes and %q, then: %v", test.length, test.end, err)
 		}
 		if cap(d.buf) > lastBuffer {
 			t.Errorf("%d bytes and %q: buffer of %d bytes", test.length, test.end, cap(d.buf))

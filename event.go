@@ -15,7 +15,7 @@ type EventKind uint8
 const (
 	EventGraphDeployed     EventKind = 1 + iota // its API Gateways shall run
 	EventGraphUndeployed                        // nothing of it shall run
-	EventAgentRegistered                        // an agent came, or came back; Instance is the greatest id that it knows
+	EventAgentRegistered                        // an agent came, or came back
 	EventAgentRefused                           // an address was claimed twice
 	EventAgentAway                              // its connection ended; its instances are taken to run
 	EventAgentLost                              // it stayed away; its instances are taken to be dead

@@ -28,7 +28,7 @@ func (h *history) append(events []Event, log hclog.Logger) []Event {
 		return nil
 	}
 	now := time.Now()
-	debug, info := log.IsDebug(), log.IsWarn()
+	sessions, others := log.IsDebug(), log.IsWarn()
 	var logged []Event
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -40,7 +40,7 @@ func (h *history) append(events []Event, log hclog.Logger) []Event {
 		} else {
 			h.ring[(h.seq-1)%uint64(h.limit)] = ev
 		}
-		if debug || info && ev.Kind != EventSessionOffered && ev.Kind != EventSessionOpened && ev.Kind != EventSessionClosed {
+		if sessions || others && ev.Kind != EventSessionOffered && ev.Kind != EventSessionOpened && ev.Kind != EventSessionClosed {
 			logged = append(logged, ev)
 		}
 	}

@@ -35,20 +35,51 @@ type JoinConfig struct {
 	// default, so that they end before the Manager's patience does.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a session that was dialled here when no byte went
-	// either way for so long, so that a pool of connections cannot keep a
+	// either way for so long, and none waits in a Write to go, so that a pool of connections cannot keep a
 	// service running for ever; 5 min by default, never if it is negative.
 	IdleTimeout time.Duration
 }
+
+// Validate reports every fault of the configuration at once.
+func (c *JoinConfig) Validate() error {
+	var faults []error
+	fault := func(field string, value any, why string) {
+		faults = append(faults, fmt.Errorf("ssmmp: JoinConfig.%s: %v: %s", field, value, why))
+	}
+	l := &c.Launch
+	if !ValidName(l.Service) {
+		fault("Launch.Service", strconv.Quote(l.Service), "not a name")
+	}
+	if l.ID <= 0 {
+		fault("Launch.ID", l.ID, "not positive")
+	}
+	if !isNode(l.Address) {
+		fault("Launch.Address", l.Address, "not the address of a node")
+	}
+	if _, _, err := net.SplitHostPort(l.Agent); err != nil {
+		fault("Launch.Agent", strconv.Quote(l.Agent), "not host:port")
+	}
+	if c.DialTimeout < 0 {
+		fault("DialTimeout", c.DialTimeout, "negative")
+	}
+	if c.DrainTimeout < 0 {
+		fault("DrainTimeout", c.DrainTimeout, "negative")
+	}
+	return errors.Join(faults...)
+}
+
+// isNode reports whether a node can have the address.
+func isNode(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() && a.Zone() == "" }
 
 const (
 	defaultDialTimeout      = 45 * time.Second
 	defaultCallbackDeadline = 8 * time.Second
 	defaultSessionIdle      = 5 * time.Minute
-	// dialAttempts is how many destinations a Dial tries.
-	dialAttempts = 3
-	// refusedWindow is how long a Dial tries a port that refuses: its
-	// instance was just started and may not listen yet.
-	refusedWindow = 3 * time.Second
+	// dialAttempts is how often a Dial asks for a destination, and
+	// refusedWindow how long it tries one that refuses: its instance may
+	// have been started just now and not listen yet.
+	dialAttempts  = 6
+	refusedWindow = 500 * time.Millisecond
 )
 
 // ParseLaunch reads what an agent wrote on the command line (PROTOCOL section
@@ -73,8 +104,10 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 		return fault("instance_id", args[1], errors.New("not a positive integer"))
 	}
 	l.ID = InstanceID(id)
-	if l.Address, err = netip.ParseAddr(args[2]); err != nil {
-		return fault("network_address", args[2], err)
+	l.Address, err = netip.ParseAddr(args[2])
+	l.Address = l.Address.Unmap()
+	if err != nil || !isNode(l.Address) {
+		return fault("network_address", args[2], errors.New("not the address of a node"))
 	}
 	if l.Sockets, err = ParseSockets(args[3]); err != nil {
 		return fault("socket_configuration", args[3], err)
@@ -82,16 +115,21 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 	if l.Plugs, err = ParsePlugs(args[4]); err != nil {
 		return fault("plug_configuration", args[4], err)
 	}
-	host := "localhost"
-	if l.Address.IsLoopback() {
-		host = l.Address.String()
-	}
-	l.Agent = net.JoinHostPort(host, strconv.Itoa(AgentPort))
+	l.Agent = defaultAgent(l.Address)
 	if v, ok := lookup("SSMMP_AGENT"); ok && v != "" {
 		l.Agent = v
 	}
 	l.Secret, _ = lookup("SSMMP_SECRET")
 	return l, nil
+}
+
+// defaultAgent is where the agent of a node listens for its instances.
+func defaultAgent(node netip.Addr) string {
+	host := "localhost"
+	if node.IsLoopback() {
+		host = node.String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(AgentPort))
 }
 
 // An Instance is a service instance as the service itself sees it: its way
@@ -145,10 +183,10 @@ func Join(ctx context.Context) (*Instance, error) {
 
 // JoinWith is Join with explicit values.
 func JoinWith(ctx context.Context, cfg JoinConfig) (*Instance, error) {
-	l := &cfg.Launch
-	if !ValidName(l.Service) || l.ID <= 0 || !l.Address.IsValid() || l.Agent == "" {
-		return nil, fmt.Errorf("ssmmp: join: the Launch lacks a service (%q), an id (%d), an address (%s) or an agent (%q)", l.Service, l.ID, l.Address, l.Agent)
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
+	l := &cfg.Launch
 	l.Sockets, l.Plugs = slices.Clone(l.Sockets), slices.Clone(l.Plugs)
 	l.Address = l.Address.Unmap()
 	if cfg.Transport == nil {
@@ -214,14 +252,19 @@ func (i *Instance) attach(conn net.Conn) *link {
 // Sessions go on meanwhile.
 func (i *Instance) serveAgent(l *link) {
 	for l != nil {
+		bad := 0
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
-		}, func(p *ProtocolError) { i.log.Warn("bad line dropped", "error", p) })
+		}, func(p *ProtocolError) {
+			if bad++; bad <= badLinesLogged {
+				i.log.Warn("bad line dropped", "error", p)
+			}
+		})
+		i.step(instanceInput{Kind: instanceDown})
 		i.mu.Lock()
 		i.link = nil
 		ended := i.ended
 		i.mu.Unlock()
-		i.step(instanceInput{Kind: instanceDown})
 		l.wait()
 		if ended {
 			return
@@ -245,7 +288,10 @@ func (i *Instance) step(in instanceInput) {
 		switch o.Kind {
 		case instanceSend:
 			if i.link != nil {
-				if err := i.link.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+				err := i.link.send(o.Msg)
+				if errors.Is(err, net.ErrClosed) {
+					i.core.unsent(o.Msg)
+				} else if err != nil {
 					warnings = append(warnings, err.Error())
 				}
 			}

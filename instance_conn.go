@@ -16,6 +16,10 @@ import (
 	"time"
 )
 
+// wsaConnRefused is what Windows says for ECONNREFUSED; package syscall has no
+// name for it there.
+const wsaConnRefused = syscall.Errno(10061)
+
 // Listen announces on the port that the Manager chose for a socket. What it
 // accepts are sessions: they report their own end.
 func (i *Instance) Listen(socket string) (net.Listener, error) {
@@ -61,9 +65,11 @@ func (i *Instance) Dial(ctx context.Context, plug string) (net.Conn, error) {
 		defer cancel()
 	}
 	for attempt := 1; ; attempt++ {
+		// Each attempt asks the Manager anew: it may know by now that the
+		// destination is gone, and name another.
 		conn, err := i.dialOnce(ctx, plug)
 		var unreachable *unreachableError
-		if err == nil || attempt == dialAttempts || ctx.Err() != nil || !errors.As(err, &unreachable) {
+		if err == nil || attempt == dialAttempts || !errors.As(err, &unreachable) {
 			return conn, err
 		}
 	}
@@ -103,6 +109,9 @@ func (e *unreachableError) Unwrap() []error { return []error{e.error, ErrUnavail
 // dialOnce asks for one session and dials it.
 func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) {
 	op := "dial " + plug
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("ssmmp: %s: %w", op, err)
+	}
 	reply := make(chan dialAnswer, 1)
 	i.mu.Lock()
 	if i.draining {
@@ -127,6 +136,9 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 		return nil, fmt.Errorf("ssmmp: %s: %w", op, ctx.Err())
 	}
 	if a.reason == reasonManagerAway {
+		if i.drainCtx.Err() != nil {
+			return nil, fmt.Errorf("%s: %w", op, ErrDraining) // this end hung up
+		}
 		return nil, fmt.Errorf("ssmmp: %s: %w", op, ErrManagerAway)
 	}
 	if !a.status.Success() {
@@ -135,14 +147,18 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 
 	inner, err := i.connect(ctx, a.target)
 	if err != nil {
-		status := StatusUnreachable
-		if ctx.Err() != nil {
+		cause := ctx.Err()
+		if cause == nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			cause = context.DeadlineExceeded // the system's timer was earlier than ours
+		}
+		status := StatusUnreachable // also at the deadline: it had its time
+		if errors.Is(cause, context.Canceled) {
 			status = StatusCanceled
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				status = StatusUnreachable // it had its time
-			}
 		}
 		i.step(instanceInput{Kind: instanceDialFailed, Call: call, Status: status})
+		if cause != nil {
+			return nil, fmt.Errorf("ssmmp: %s: %w: %w", op, cause, err)
+		}
 		return nil, &unreachableError{fmt.Errorf("ssmmp: %s: %w", op, err)}
 	}
 	local, remote := addrPort(inner.LocalAddr()), addrPort(inner.RemoteAddr())
@@ -162,7 +178,7 @@ func (i *Instance) connect(ctx context.Context, target netip.AddrPort) (net.Conn
 	until := time.Now().Add(refusedWindow)
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		conn, err := i.cfg.Transport.Dial(ctx, target.String())
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(until) {
+		if err == nil || !refused(err) || time.Now().After(until) {
 			return conn, err
 		}
 		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
@@ -173,6 +189,10 @@ func (i *Instance) connect(ctx context.Context, target netip.AddrPort) (net.Conn
 			return nil, err
 		}
 	}
+}
+
+func refused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaConnRefused)
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -225,6 +245,7 @@ type sessionConn struct {
 	once     sync.Once    // its end is reported once
 	dropped  atomic.Bool  // the Manager closed it
 	touched  atomic.Int64 // time of the last byte, since born, if idle is watched
+	writing  atomic.Int32 // Writes under way
 	born     time.Time
 	idle     *time.Timer
 	idleTime time.Duration
@@ -255,7 +276,9 @@ func (c *sessionConn) Read(b []byte) (int, error) {
 }
 
 func (c *sessionConn) Write(b []byte) (int, error) {
+	c.writing.Add(1)
 	n, err := c.Conn.Write(b)
+	c.writing.Add(-1)
 	return n, c.after(n, err)
 }
 
@@ -316,7 +339,13 @@ func (c *sessionConn) forget() {
 	c.inst.mu.Unlock()
 }
 
+// checkIdle closes an idle session. One with a Write under way is in use: its
+// bytes are not seen to go until all have gone.
 func (c *sessionConn) checkIdle() {
+	if c.writing.Load() > 0 {
+		c.idle.Reset(c.idleTime)
+		return
+	}
 	idle := time.Since(c.born) - time.Duration(c.touched.Load())
 	if idle < c.idleTime {
 		c.idle.Reset(c.idleTime - idle)
@@ -341,6 +370,7 @@ func (i *Instance) dropSession(c *sessionConn, reason string) {
 		late := time.NewTimer(i.cfg.DrainTimeout / 2)
 		select {
 		case <-finished:
+		case <-i.stopped.Done(): // the session is closed by now
 		case <-late.C:
 			i.log.Warn("functions given to OnSessionClose did not return in time", "session", c.name)
 		}

@@ -59,9 +59,6 @@ type instanceOutput struct {
 	Text   string
 }
 
-// maxReports bounds the reports kept while the agent is away.
-const maxReports = 1 << 14
-
 type instanceCore struct {
 	launch Launch
 	out    []instanceOutput
@@ -70,6 +67,7 @@ type instanceCore struct {
 	health  Status
 	lastID  int64
 	reports []Message // for the agent, while it is away
+	kept    int       // bytes of reports
 
 	dials   map[int64]*instanceDialing // by message id
 	byCall  map[callID]int64
@@ -163,13 +161,28 @@ func (c *instanceCore) send(m Message) {
 
 // report sends what the Manager has to learn, now or when the agent is back.
 func (c *instanceCore) report(m Message) {
-	switch {
-	case c.up:
+	if c.up {
 		c.send(m)
-	case len(c.reports) < maxReports:
-		c.reports = append(c.reports, m)
-	default:
+	} else {
+		c.keep(m)
+	}
+}
+
+func (c *instanceCore) keep(m Message) {
+	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
+	if c.kept+len(line) > maxReports {
 		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
+		return
+	}
+	c.kept += len(line)
+	c.reports = append(c.reports, m)
+}
+
+// unsent takes back a report that the connection to the agent did not take.
+func (c *instanceCore) unsent(m Message) {
+	switch m.(type) {
+	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
+		c.keep(m)
 	}
 }
 
@@ -189,7 +202,7 @@ func (c *instanceCore) hello() {
 	for _, m := range c.reports {
 		c.send(m)
 	}
-	c.reports = nil
+	c.reports, c.kept = nil, 0
 }
 
 // down fails the dials that wait for an answer. Those that have theirs go on:

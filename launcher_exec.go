@@ -308,72 +308,28 @@ func instanceMark(id InstanceID) string {
 	return envInstance + "=" + strconv.FormatInt(int64(id), 10)
 }
 
-// commandArgs returns the five arguments of PROTOCOL section 1.
+// commandArgs returns the protocol's five arguments. A name becomes an argument
+// and a part of a file's name, so it must be neither a flag nor a path.
 func commandArgs(l Launch) ([]string, error) {
-	if err := checkLaunchName("service name", l.Service); err != nil {
-		return nil, err
+	fields, names := []string{"service name"}, []string{l.Service}
+	for _, s := range l.Sockets {
+		fields, names = append(fields, "socket"), append(names, s.Socket)
+	}
+	for _, p := range l.Plugs {
+		fields, names = append(fields, "plug", "socket", "service"), append(names, p.Plug, p.Socket, p.Service)
+	}
+	for i, name := range names {
+		if !ValidName(name) {
+			return nil, fmt.Errorf("%s %.150q is not a name", fields[i], name)
+		}
 	}
 	if l.ID <= 0 {
 		return nil, fmt.Errorf("instance id %d is not positive", l.ID)
 	}
 	if !l.Address.IsValid() {
-		return nil, errors.New("network address is missing")
-	}
-	sockets, err := socketsArgument(l.Sockets)
-	if err != nil {
-		return nil, err
-	}
-	plugs, err := plugsArgument(l.Plugs)
-	if err != nil {
-		return nil, err
+		return nil, errors.New("no network address")
 	}
 	return []string{
-		l.Service, strconv.FormatInt(int64(l.ID), 10), l.Address.String(), sockets, plugs,
+		l.Service, strconv.FormatInt(int64(l.ID), 10), l.Address.String(), FormatSockets(l.Sockets), FormatPlugs(l.Plugs),
 	}, nil
-}
-
-func socketsArgument(sockets []SocketPort) (string, error) {
-	parts := make([]string, len(sockets))
-	for i, s := range sockets {
-		if err := checkLaunchName("socket", s.Socket); err != nil {
-			return "", err
-		}
-		parts[i] = s.Socket + ", " + strconv.Itoa(int(s.Port))
-	}
-	return strings.Join(parts, " & "), nil
-}
-
-func plugsArgument(plugs []PlugTarget) (string, error) {
-	parts := make([]string, len(plugs))
-	for i, p := range plugs {
-		if err := errors.Join(
-			checkLaunchName("plug", p.Plug),
-			checkLaunchName("socket", p.Socket),
-			checkLaunchName("service", p.Service),
-		); err != nil {
-			return "", err
-		}
-		parts[i] = p.Plug + ", " + p.Socket + ", " + p.Service
-	}
-	return strings.Join(parts, " & "), nil
-}
-
-// checkLaunchName refuses what is not a name by PROTOCOL section 2. A name
-// becomes an argument and a part of a file's name, so it must be neither a
-// flag nor a path.
-func checkLaunchName(field, name string) error {
-	ok := name != "" && len(name) <= MaxName
-	for i := 0; i < len(name) && ok; i++ {
-		switch c := name[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
-		case c == '.', c == '-':
-			ok = i > 0
-		default:
-			ok = false
-		}
-	}
-	if !ok {
-		return fmt.Errorf("%s %.150q is not a name", field, name)
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,6 +12,10 @@ import (
 const (
 	// maxQueue bounds in bytes what waits to be written on one connection.
 	maxQueue = 1 << 20
+	// maxReports bounds in bytes the reports kept while the far side is away.
+	// They all go out at once when it is back, after the first message: the
+	// queue must take them.
+	maxReports = maxQueue - MaxLine
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second
@@ -61,6 +66,67 @@ func (l *link) send(m Message) error {
 	l.wake.Signal()
 	return nil
 }
+
+// introductionTime is how long a new connection may take to say who it is.
+const introductionTime = 30 * time.Second
+
+// introduced has a connection end that does not say in time who it is. What it
+// returns is to be called after each message: once known says that the message
+// introduced the peer, the connection may be silent for as long as it likes.
+func introduced(conn net.Conn, known func() bool, mu *sync.Mutex) func() {
+	conn.SetReadDeadline(time.Now().Add(introductionTime))
+	done := false
+	return func() {
+		if done {
+			return
+		}
+		mu.Lock()
+		done = known()
+		mu.Unlock()
+		if done {
+			conn.SetReadDeadline(time.Time{})
+		}
+	}
+}
+
+// refusal is the answer to a request that could not be decoded, nil where there
+// is none to give: it is no request, its message id could not be read, or the
+// answer would have to say what could not be. service and id are those of the
+// instance that the line came from, zero where it came from elsewhere.
+func refusal(p *ProtocolError, service string, id InstanceID) Message {
+	if p.MessageID <= 0 {
+		return nil
+	}
+	reason := strings.ReplaceAll(p.Error(), " ~ ", " ")
+	h := Header{MessageID: p.MessageID, Extensions: []Extension{{extReason, reason}}}
+	switch p.Type {
+	case TypeInitiationRequest.String():
+		return &InitiationResponse{Header: h, Status: p.Status}
+	case TypeExecutionRequest.String():
+		return &ExecutionResponse{Header: h, Status: p.Status}
+	case TypeSourceSessionCloseRequest.String():
+		h.SubType = AgentToManager
+		return &SourceSessionCloseResponse{Header: h, Status: p.Status}
+	case TypeDestSessionCloseRequest.String():
+		h.SubType = AgentToManager
+		return &DestSessionCloseResponse{Header: h, Status: p.Status}
+	case TypeGracefulShutdownRequest.String():
+		h.SubType = AgentToManager
+		return &GracefulShutdownResponse{Header: h, Status: p.Status}
+	case TypeSessionRequest.String():
+		if id == 0 {
+			return nil
+		}
+		h.SubType = AgentToService
+		return &SessionResponse{Header: h, SourceServiceName: service, SourceServiceInstanceID: id,
+			DestServiceName: unknownName, DestSocketName: unknownName, Status: p.Status}
+	}
+	return nil
+}
+
+// unknownName stands where a message needs a name that its sender does not
+// know.
+const unknownName = "unknown"
 
 // close ends the connection once everything queued is written. It does not
 // wait for that: wait does.

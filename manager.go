@@ -57,6 +57,10 @@ type ManagerConfig struct {
 	// FirstPort and LastPort bound the ports given to sockets of instances;
 	// 54000 and 55554 by default.
 	FirstPort, LastPort uint16
+	// FirstInstance is the id of the first instance; each further one has a
+	// greater id. By default it comes from the wall clock, in milliseconds
+	// since 1970, so that a Manager does not use the ids of one before it.
+	FirstInstance InstanceID
 	// SessionsPerInstance is how many sessions an instance serves before
 	// another one is started; no limit by default.
 	SessionsPerInstance int
@@ -65,6 +69,8 @@ type ManagerConfig struct {
 	InstancesPerService int
 	// History is how many events are kept; 65,536 by default.
 	History int
+
+	firstMessage int64 // the message ids come after it
 }
 
 // Validate reports every fault of the configuration at once.
@@ -111,6 +117,9 @@ func (c *ManagerConfig) Validate() error {
 			fault(n.field, n.value, "negative")
 		}
 	}
+	if c.FirstInstance < 0 {
+		fault("FirstInstance", c.FirstInstance, "negative")
+	}
 	if first, last := cmp.Or(c.FirstPort, FirstSocketPort), cmp.Or(c.LastPort, LastSocketPort); first > last {
 		fault("FirstPort", first, fmt.Sprintf("above LastPort, %d", last))
 	}
@@ -141,6 +150,11 @@ func (c ManagerConfig) withDefaults() ManagerConfig {
 	c.FirstPort = cmp.Or(c.FirstPort, FirstSocketPort)
 	c.LastPort = cmp.Or(c.LastPort, LastSocketPort)
 	c.History = cmp.Or(c.History, 1<<16)
+	now := time.Now().UnixMilli()
+	c.FirstInstance = cmp.Or(c.FirstInstance, InstanceID(max(now, 1)))
+	// As with instances: an answer to a Manager before this one must not be
+	// taken for an answer to it. Agents have the ids from 1<<62 on.
+	c.firstMessage = now & (1<<45 - 1) << 16
 	return c
 }
 
@@ -196,9 +210,18 @@ func (m *Manager) ListenAndServe(ctx context.Context) error {
 // closes ln and returns ErrClosed. It closes the Manager when ctx ends: what
 // runs in the mesh goes on without it.
 func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		ln.Close()
+		return ErrClosed
+	}
+	m.wg.Add(1) // so that Close waits for what is accepted from now on, too
+	m.mu.Unlock()
 	defer context.AfterFunc(ctx, func() { m.Close() })()
 	m.log.Info("serving agents", "address", ln.Addr().String())
 	err := serve(ln, m.done, &m.wg, m.log, m.agentConn)
+	m.wg.Done()
 	if ctx.Err() != nil {
 		m.Close()
 	}
@@ -257,8 +280,10 @@ func (m *Manager) agentConn(conn net.Conn) {
 	log := m.log.With("peer", conn.RemoteAddr().String())
 	log.Debug("connection opened")
 	bad := 0
+	known := introduced(conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
 	err := l.read(func(msg Message) {
 		m.step(managerInput{Kind: managerMessage, Conn: l.id, Msg: msg})
+		known()
 	}, func(p *ProtocolError) {
 		if bad++; bad <= badLinesLogged {
 			log.Warn("bad line dropped", "error", p)
@@ -266,6 +291,9 @@ func (m *Manager) agentConn(conn net.Conn) {
 		m.mu.Lock()
 		m.core.dropped++
 		m.mu.Unlock()
+		if r := refusal(p, "", 0); r != nil {
+			l.send(r)
+		}
 	})
 	m.step(managerInput{Kind: managerLost, Conn: l.id})
 	l.wait()
@@ -349,7 +377,8 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 }
 
 // Deploy executes the API Gateways of a graph, by its name, and returns when
-// they are ready; everything else is started by the first dial to it. When ctx
+// they are ready, which may be a moment before they listen; everything else is
+// started by the first dial to it. When ctx
 // ends before, the error says what is lacking; the graph stays deployed, and
 // its gateways start when they can. A deployed gateway that ends, by itself or
 // through Shutdown, is started again.

@@ -65,6 +65,14 @@ type managerOutput struct {
 	Err  error
 }
 
+const (
+	// maxAgents bounds the nodes that a Manager remembers.
+	maxAgents = 1 << 14
+	// maxViolations is how often one connection may break the protocol, and
+	// violationsKept how many of these are events.
+	maxViolations, violationsKept = 1000, 10
+)
+
 type managerCore struct {
 	cfg    ManagerConfig
 	now    time.Duration
@@ -96,7 +104,8 @@ type managerCore struct {
 
 	calls []call
 
-	dropped uint64 // late, unknown and unexpected messages
+	dropped    uint64         // late, unknown and unexpected messages
+	violations map[connID]int // of the protocol, by connection
 }
 
 // An exchange is a request of the Manager that waits for its response.
@@ -123,7 +132,8 @@ func newManagerCore(cfg ManagerConfig) *managerCore {
 		instances: map[InstanceID]*instance{},
 		offers:    map[offerKey]uint32{},
 		waiting:   map[offerKey]bool{},
-		exchanges: map[int64]*exchange{},
+		exchanges: map[int64]*exchange{}, violations: map[connID]int{},
+		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.firstMessage,
 	}
 	for _, g := range cfg.Graphs {
 		c.graphs[g.Name] = g
@@ -248,9 +258,16 @@ func (c *managerCore) message(conn connID, m Message) {
 }
 
 // violation records that a peer broke the protocol. Its message is dropped and
-// nothing else of it.
+// nothing else of it; a peer that does little else loses its connection.
 func (c *managerCore) violation(conn connID, cause string) {
 	c.dropped++
+	c.violations[conn]++
+	if n := c.violations[conn]; n == maxViolations {
+		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
+		cause = fmt.Sprintf("%s; %d violations, closed", cause, n)
+	} else if n > violationsKept {
+		return
+	}
 	ev := Event{Kind: EventProtocolViolated, Status: StatusBadMessage, Cause: cause}
 	if a := c.conns[conn]; a != nil {
 		ev.Node = a.addr
@@ -272,8 +289,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 		return
 	}
 	running, err := parseInstanceList(m.Extension(extInstances))
-	newest, err2 := parseNewest(m.Extension(extNewest))
-	if err = cmp.Or(err, err2); err != nil {
+	if err != nil {
 		c.violation(conn, err.Error())
 		answer(StatusBadMessage)
 		return
@@ -301,9 +317,12 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	if back || a != nil {
 		cause = "came back"
 	}
-	// A Manager that lost its state must not give an id again that this agent
-	// has seen (PROTOCOL section 3, Execution).
-	c.record(Event{Kind: EventAgentRegistered, Node: addr, Instance: newest, Cause: cause})
+	if a == nil && len(c.agents) >= maxAgents {
+		c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusUnavailable, Cause: "too many agents"})
+		answer(StatusUnavailable)
+		return
+	}
+	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
 	a = c.byAddr[addr]
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
 	a.healthAsked, a.healthMissed = 0, 0
@@ -313,11 +332,14 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	c.conns[conn] = a
 	answer(StatusOK)
 
-	if m.Extension(extInstances) != "" || identity != "" {
-		c.settle(a, running)
+	for _, i := range a.instances {
+		i.healthAsked = 0 // the answer may have been lost with the connection
 	}
 	for _, x := range c.exchangesOf(a) {
 		c.send(a, x.msg)
+	}
+	if m.Extension(extInstances) != "" || identity != "" {
+		c.settle(a, running)
 	}
 	c.watch(a, conn)
 	c.restore()
@@ -325,12 +347,12 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 
 // settle compares what an agent says it runs with what should run there: the
 // agent is right about the former, the Manager about the latter.
-func (c *managerCore) settle(a *agent, running []runningInstance) {
+func (c *managerCore) settle(a *agent, running []InstanceID) {
 	runs := map[InstanceID]bool{}
-	for _, r := range running {
-		runs[r.id] = true
-		if i := c.instances[r.id]; i == nil || i.a != a {
-			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: r.service, ServiceInstanceID: r.id},
+	for _, id := range running {
+		runs[id] = true
+		if i := c.instances[id]; i == nil || i.a != a {
+			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownName, ServiceInstanceID: id},
 				TypeHardShutdownResponse, c.cfg.RequestTimeout, func(Status) {})
 		}
 	}
@@ -357,6 +379,7 @@ func (c *managerCore) exchangesOf(a *agent) []*exchange {
 // connLost handles the end of an agent's connection: its instances are taken
 // to run, until it stayed away for too long.
 func (c *managerCore) connLost(conn connID) {
+	delete(c.violations, conn)
 	a := c.conns[conn]
 	if a == nil {
 		return

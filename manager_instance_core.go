@@ -1,7 +1,6 @@
 package ssmmp
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -45,6 +44,7 @@ func (c *managerCore) start(v *vertex, cause string) (*instance, Status) {
 	c.request(a, &ExecutionRequest{
 		AgentNetworkAddress: a.addr, ServiceName: v.service, ServiceInstanceID: id, SocketConfiguration: sockets, PlugConfiguration: v.plugs,
 	}, TypeExecutionResponse, c.cfg.StartTimeout+c.cfg.RequestTimeout, func(s Status) { c.started(i, s) })
+	i.execute = c.lastMessage
 	return i, 0
 }
 
@@ -106,7 +106,7 @@ func (c *managerCore) shutdown(i *instance, hard bool, cause string) {
 
 // drained goes on with the shutdown of an instance that has no session left.
 func (c *managerCore) drained(i *instance) {
-	if !i.live() || c.sessionsOf(i) > 0 {
+	if !i.live() || i.leaving || c.sessionsOf(i) > 0 {
 		return
 	}
 	switch i.state {
@@ -144,8 +144,7 @@ func (c *managerCore) kill(i *instance) {
 				c.ended(i, StatusOK, i.why)
 				return
 			}
-			i.killSent = false
-			c.kill(i)
+			c.after(c.cfg.RequestTimeout, func() { i.killSent = false; c.kill(i) })
 		})
 }
 
@@ -176,9 +175,11 @@ func (c *managerCore) termination(a *agent, m *TerminationInfo) {
 // ended takes an instance out of the state. The far ends of its sessions are
 // told to close; whoever lost one may ask for another.
 func (c *managerCore) ended(i *instance, status Status, cause string) {
-	if !i.live() {
+	if !i.live() || i.leaving {
 		return
 	}
+	i.leaving = true
+	delete(c.exchanges, i.execute) // it is not to be executed after all
 	c.closeFarEnds(i)
 	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
 	wanted := i.state >= instanceDraining
@@ -280,7 +281,7 @@ func (c *managerCore) lacking(name string) string {
 		switch {
 		case len(v.instances) > 0 && v.instances[0].state == instanceRunning:
 		case len(v.instances) > 0:
-			what = append(what, fmt.Sprintf("API Gateway %s is %s", v.name, instanceStateNames[v.instances[0].state]))
+			what = append(what, fmt.Sprintf("API Gateway %s is %s", v.name, instanceStates[v.instances[0].state]))
 		case c.now < v.notBefore:
 			what = append(what, fmt.Sprintf("API Gateway %s keeps ending; next start in %v", v.name, v.notBefore-c.now))
 		default:
@@ -376,69 +377,44 @@ func (c *managerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 		c.healthMissed(i)
 		return
 	}
-	i.healthMissed, i.suspect = 0, false
+	i.healthMissed, i.suspect, i.refused = 0, false, false
 	if i.status != m.Status {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: m.Status}))
 	}
-}
-
-// A runningInstance is one entry of the extension line x_instances.
-type runningInstance struct {
-	id      InstanceID
-	service string
 }
 
 // Extension lines that this library sends (PROTOCOL section 2). Nothing that
 // SSMMP/1.1 specifies depends on one.
 const (
 	extAgent     = "x_agent"     // initiation_request: identity of the agent's process
-	extInstances = "x_instances" // initiation_request: what it runs, "7, A & 9, B"
-	extNewest    = "x_newest"    // initiation_request: the greatest instance id that it ever executed
+	extInstances = "x_instances" // initiation_request: the ids of what it runs, "7, 9"
 	extExit      = "x_exit"      // termination_info: exit code or signal
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
 )
 
-func formatInstanceList(list []runningInstance) string {
-	slices.SortFunc(list, func(a, b runningInstance) int { return cmp.Compare(a.id, b.id) })
-	parts := make([]string, len(list))
-	for i, r := range list {
-		parts[i] = fmt.Sprintf("%d, %s", r.id, r.service)
+func formatInstanceList(ids []InstanceID) string {
+	slices.Sort(ids)
+	parts := make([]string, len(ids))
+	for i, id := range ids {
+		parts[i] = strconv.FormatInt(int64(id), 10)
 	}
-	return strings.Join(parts, " & ")
+	return strings.Join(parts, ", ")
 }
 
-func parseInstanceList(s string) ([]runningInstance, error) {
+func parseInstanceList(s string) ([]InstanceID, error) {
 	if s == "" {
 		return nil, nil
 	}
-	var list []runningInstance
-	for _, part := range strings.Split(s, " & ") {
-		var r runningInstance
-		n, service, ok := strings.Cut(part, ", ")
-		id, err := strconv.ParseInt(n, 10, 64)
-		if err != nil || id <= 0 || !ok || !ValidName(service) {
-			return nil, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extInstances, Value: part, Reason: "not an instance id and a service name"}
+	var ids []InstanceID
+	for _, part := range strings.Split(s, ", ") {
+		id, err := strconv.ParseInt(part, 10, 64)
+		if err != nil || id <= 0 {
+			return nil, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extInstances, Value: strings.Clone(part), Reason: "not an instance id"}
 		}
-		r.id, r.service = InstanceID(id), strings.Clone(service)
-		list = append(list, r)
+		ids = append(ids, InstanceID(id))
 	}
-	return list, nil
-}
-
-// maxInstance bounds what an agent may say of ids that were used, so that none
-// can use them all up.
-const maxInstance = 1 << 53
-
-func parseNewest(s string) (InstanceID, error) {
-	if s == "" {
-		return 0, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n <= 0 || n > maxInstance {
-		return 0, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extNewest, Value: clip(s), Reason: "not an instance id"}
-	}
-	return InstanceID(n), nil
+	return ids, nil
 }
 
 func cloneStrings(in []string) []string {

@@ -22,6 +22,10 @@ type offerExpiry struct {
 	id  SessionID
 }
 
+// listenGrace is how long after it is ready an instance may refuse: ready says
+// that it runs, not yet that it listens.
+const listenGrace = 3 * time.Second
+
 // maxWaiting bounds the requests that wait for an instance to start.
 const maxWaiting = 1 << 16
 
@@ -53,13 +57,19 @@ func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
 		return
 	}
 	if m.MessageID <= src.newestMessage {
-		if slot := c.offers[key]; slot != 0 && int(c.sessions.at(slot).edge) == edge {
+		if slot := c.offers[key]; slot != 0 {
 			s := c.sessions.at(slot)
+			if int(s.edge) != edge {
+				// Its acknowledgment could not be told from the other's.
+				c.violation(a.conn, fmt.Sprintf("session_request %d of instance %d names another edge than before", m.MessageID, src.id))
+				c.send(a, sessionFailure(m, StatusBadMessage))
+				return
+			}
 			dst := c.slots[s.dst]
 			c.answer(src, sessionAnswer{m.MessageID, edge, dst.id, dst.a.addr, dst.port(src.v.edges[edge].socket), StatusOK})
 			return
 		}
-		if old, ok := src.answers.find(m.MessageID); ok && old.edge == edge {
+		if old, ok := src.answers.find(m.MessageID, edge); ok {
 			c.answer(src, old)
 			return
 		}
@@ -92,8 +102,10 @@ func (c *managerCore) seek(src *instance, edge int, messageID int64) {
 			return
 		}
 	}
+	// One that cannot be reached is replaced, but not by ever more: what is
+	// wrong may be the way to them all.
 	status := StatusUnavailable
-	if c.room(v) {
+	if c.room(v) && (unwell == nil || !unwell.suspect || c.now-v.lastStart >= 2*c.cfg.HealthPeriod) {
 		var i *instance
 		if i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id)); i != nil {
 			c.wait(i, waiter{src, edge, messageID})
@@ -197,9 +209,15 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 	c.takeOffer(key, slot)
 	s := c.sessions.at(slot)
 	dst := c.slots[s.dst]
+	if m.Status.Success() && (m.SourcePlugPort == 0 || m.DestSocketNewPort == 0) {
+		c.violation(a.conn, fmt.Sprintf("session_ack %d of instance %d lacks a port", m.MessageID, src.id))
+		c.sessionClosed(slot, StatusBadMessage, "acknowledged without its ports")
+		return
+	}
 	if !m.Status.Success() {
-		if m.Status >= 500 {
-			dst.suspect = true // the next request may go to another instance
+		if m.Status >= 500 { // the next request may go to another instance
+			dst.refused = true
+			dst.suspect = dst.suspect || c.now-dst.ready >= listenGrace
 		}
 		c.sessionClosed(slot, m.Status, "dial failed")
 		return
@@ -239,16 +257,13 @@ func (c *managerCore) takeOffer(key offerKey, slot uint32) {
 }
 
 func (c *managerCore) expireOffers() {
-	n := 0
-	for n < len(c.expiries) && c.expiries[n].at <= c.now {
-		x := c.expiries[n]
-		n++
+	// Closing a session may compact the list: each entry is taken out first.
+	for len(c.expiries) > 0 && c.expiries[0].at <= c.now {
+		x := c.expiries[0]
+		c.expiries = c.expiries[1:]
 		if slot := c.sessions.lookup(x.id); slot != 0 && c.offers[x.key] == slot {
 			c.sessionClosed(slot, StatusTimeout, "not acknowledged")
 		}
-	}
-	if n > 0 {
-		c.expiries = c.expiries[:copy(c.expiries, c.expiries[n:])]
 	}
 }
 

@@ -1,6 +1,7 @@
 package ssmmp
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -36,7 +37,8 @@ type vertex struct {
 	quickEnds    int
 	lastEnd      time.Duration
 	notBefore    time.Duration
-	lastNode     *agent // where a storage service stood last
+	lastStart    time.Duration
+	lastNode     *agent // where the last instance stood
 	restartArmed bool   // a timer will start this gateway again
 }
 
@@ -203,13 +205,15 @@ type instance struct {
 	started  time.Duration // when it was requested
 	ready    time.Duration // when it was ready
 	waiters  []waiter      // session requests that wait for it to be ready
-	hard     bool          // the shutdown under way is a hard one
+	execute  int64         // message id of the execution_request
 	killSent bool
+	leaving  bool   // it is being taken out of the state
 	why      string // cause of the shutdown under way
 	failure  Status // what its end will count as, when that is a failure; else 0
 
 	status       Status // last reported health
 	suspect      bool   // a dial to it failed since it last reported well
+	refused      bool   // likewise, but it may not have listened yet
 	healthAsked  int64
 	healthMissed int
 	idleSince    time.Duration
@@ -264,17 +268,18 @@ func (r *answerRing) add(a sessionAnswer) {
 	r.next = (r.next + 1) % answersKept
 }
 
-func (r *answerRing) find(messageID int64) (sessionAnswer, bool) {
+func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 	for i := range r.ring {
-		if r.ring[i].messageID == messageID {
+		if r.ring[i].messageID == messageID && r.ring[i].edge == edge {
 			return r.ring[i], true
 		}
 	}
 	return sessionAnswer{}, false
 }
 
-// record appends an event to the history and applies it. All lasting state
-// changes here and in evolve, nowhere else.
+// record appends an event to the history and applies it. What is deployed, runs
+// and is open changes in evolve alone; the rest of the core's state is about
+// connections, requests under way and timers, and ends with the Manager.
 func (c *managerCore) record(ev Event) {
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
@@ -292,13 +297,13 @@ func (c *managerCore) evolve(ev *Event) {
 			c.byAddr[ev.Node] = a
 		}
 		a.lost = false
-		c.lastInstance = max(c.lastInstance, ev.Instance)
 
 	case EventAgentAway:
 		c.byAddr[ev.Node].awaySince = c.now
 
 	case EventAgentLost:
-		c.byAddr[ev.Node].lost = true
+		a := c.byAddr[ev.Node]
+		a.lost, a.services = true, nil
 
 	case EventInstanceRequested:
 		a, v := c.byAddr[ev.Node], c.vertex(ev.Graph, ev.Vertex)
@@ -317,7 +322,7 @@ func (c *managerCore) evolve(ev *Event) {
 		c.instances[i.id] = i
 		c.lastInstance = max(c.lastInstance, i.id)
 		v.instances = append(v.instances, i)
-		v.lastNode = a
+		v.lastNode, v.lastStart = a, c.now
 		a.instances = append(a.instances, i)
 		for _, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)
@@ -461,7 +466,7 @@ type InstanceStatus struct {
 	Kind     Kind
 	Node     netip.Addr
 	Sockets  []SocketPort
-	State    string // "starting", "running", "draining", "stopping", "killing"
+	State    InstanceState
 	Health   Status // last reported, zero before the first report
 	Sessions int    // that it is an end of
 }
@@ -484,7 +489,22 @@ type SessionStatus struct {
 	NewPort            uint16 // l, zero until it is acknowledged
 }
 
-var instanceStateNames = [...]string{"starting", "running", "draining", "stopping", "killing", "ended"}
+// An InstanceState tells how far an instance is in its life.
+type InstanceState string
+
+// The states of an instance, in their order.
+const (
+	InstanceStarting InstanceState = "starting" // its agent was asked to execute it
+	InstanceRunning  InstanceState = "running"  // it is ready
+	InstanceDraining InstanceState = "draining" // its sessions are being closed
+	InstanceStopping InstanceState = "stopping" // it was asked to exit
+	InstanceKilling  InstanceState = "killing"  // it is being killed
+)
+
+var instanceStates = [...]InstanceState{
+	instanceStarting: InstanceStarting, instanceRunning: InstanceRunning, instanceDraining: InstanceDraining,
+	instanceStopping: InstanceStopping, instanceKilling: InstanceKilling,
+}
 
 func (c *managerCore) snapshot() Snapshot {
 	var s Snapshot
@@ -507,7 +527,7 @@ func (c *managerCore) snapshot() Snapshot {
 	for _, i := range c.inOrder() {
 		s.Instances = append(s.Instances, InstanceStatus{
 			ID: i.id, Graph: i.v.app.name, Vertex: i.v.name, Service: i.v.service, Kind: i.v.kind,
-			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStateNames[i.state],
+			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStates[i.state],
 			Health: i.status, Sessions: c.sessionsOf(i),
 		})
 		for slot := c.sessions.ends[i.slot].srcHead; slot != 0; slot = c.sessions.at(slot).srcNext {
@@ -537,6 +557,6 @@ func (c *managerCore) inOrder() []*instance {
 			all = append(all, i)
 		}
 	}
-	slices.SortFunc(all, func(a, b *instance) int { return int(a.id - b.id) })
+	slices.SortFunc(all, func(a, b *instance) int { return cmp.Compare(a.id, b.id) })
 	return all
 }

@@ -72,7 +72,7 @@ func newMemMesh(t testing.TB, cfg ManagerConfig, nodes int) *mesh {
 
 func (s *mesh) start(cfg ManagerConfig) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	cfg.Transport, cfg.Address = s.managers, s.address
+	cfg.Transport, cfg.Address, cfg.FirstInstance = s.managers, s.address, 1
 	if cfg.Logger == nil {
 		cfg.Logger = testLogger("manager")
 	}
@@ -249,20 +249,6 @@ func (s *mesh) running(service string) []InstanceStatus {
 		}
 	}
 	return all
-}
-
-// await waits until an event satisfies f, and returns it.
-func (s *mesh) await(after uint64, f func(Event) bool) Event {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
-	defer cancel()
-	for ev := range s.m.Events(ctx, after) {
-		if f(ev) {
-			return ev
-		}
-	}
-	s.t.Fatal("the event did not come")
-	return Event{}
 }
 
 func (s *mesh) deploy(graph string) {

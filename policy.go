@@ -69,19 +69,25 @@ func (c *managerCore) portsFor(v *vertex, a *agent) bool {
 }
 
 // pick chooses the running instance for a new session: the one with the fewest
-// sessions of those that are well and below the limit. Those that are not well
-// come last, and full ones not at all.
+// sessions of those that are well and below the limit; rather not one that
+// refused a dial just after its start. Those that are not well come last, and
+// full ones not at all.
 func (c *managerCore) pick(v *vertex) (well, unwell *instance) {
-	fewer := func(a, b *instance) bool { return b == nil || c.sessionsOf(a) < c.sessionsOf(b) }
+	better := func(a, b *instance) bool {
+		if b == nil || a.refused != b.refused {
+			return b == nil || b.refused
+		}
+		return c.sessionsOf(a) < c.sessionsOf(b)
+	}
 	for _, i := range v.instances {
 		if i.state != instanceRunning || c.full(int(c.sessions.ends[i.slot].dstLen)) {
 			continue
 		}
 		if i.suspect || i.status == StatusOverloaded {
-			if fewer(i, unwell) {
+			if better(i, unwell) {
 				unwell = i
 			}
-		} else if fewer(i, well) {
+		} else if better(i, well) {
 			well = i
 		}
 	}

@@ -14,7 +14,8 @@ import (
 type mesh interface {
 	// Listen announces on one of the service's sockets.
 	Listen(socket string) (net.Listener, error)
-	// Dial opens a session through one of the service's plugs.
+	// Dial opens a session through one of the service's plugs. It tries
+	// another destination itself where one cannot be reached.
 	Dial(ctx context.Context, plug string) (net.Conn, error)
 }
 
@@ -276,11 +277,18 @@ func (c *conversation) call(ctx context.Context, plug string, req message) ([]st
 
 // open sends a request through a plug and returns the first response to it.
 // Every request may arrive twice without acting twice, so one that was lost
-// with its session is sent once more, through a new session: the peer may have
-// ended while this conversation was idle. An error is a *statusError.
+// with its session is sent again, through a new session: the peer may have
+// ended while this conversation was idle, and for a moment longer a dying one
+// may still take connections. An error is a *statusError.
 func (c *conversation) open(ctx context.Context, plug string, req message) (message, error) {
-	const tries = 2
+	const tries = 4
 	for n := 1; ; n++ {
+		if n > 2 {
+			select {
+			case <-time.After(time.Duration(n) * 10 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
 		s, err := c.session(ctx, plug)
 		if err != nil {
 			return message{}, err
@@ -289,7 +297,7 @@ func (c *conversation) open(ctx context.Context, plug string, req message) (mess
 		if err == nil {
 			return m, nil
 		}
-		if e := c.broken(plug, err); n == tries || e.status != statusBadGateway {
+		if e := c.broken(plug, err); n == tries || e.status != statusBadGateway || ctx.Err() != nil {
 			return message{}, e
 		}
 	}
@@ -303,10 +311,6 @@ func (c *conversation) session(ctx context.Context, plug string) (*link, error) 
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := c.mesh.Dial(dialing, plug)
-	if err != nil && dialing.Err() == nil && !isTimeout(err) {
-		// The instance that was chosen may just have ended: another is next.
-		conn, err = c.mesh.Dial(dialing, plug)
-	}
 	if err != nil {
 		return nil, &statusError{statusUnavailable, fmt.Sprintf("no session through %s: %v", plug, err)}
 	}

@@ -1,0 +1,36 @@
+package ssmmp
+
+import (
+	"net/netip"
+	"testing"
+)
+
+// The fixed points of PROTOCOL section 1 are what a configuration that says
+// nothing else gets.
+func TestFixedPoints(t *testing.T) {
+	t.Parallel()
+	m := ManagerConfig{}.withDefaults()
+	if m.Address != ":55555" {
+		t.Errorf("the Manager listens on %q", m.Address)
+	}
+	if m.FirstPort != 54000 || m.LastPort != 55554 {
+		t.Errorf("sockets get ports from %d to %d", m.FirstPort, m.LastPort)
+	}
+	node := netip.MustParseAddr("10.0.0.1")
+	a := AgentConfig{Manager: "10.0.0.9:55555", Address: node}.withDefaults()
+	if a.Listen != "localhost:55556" {
+		t.Errorf("an agent listens on %q", a.Listen)
+	}
+	if tcp, ok := a.Transport.(TCP); !ok || tcp.LocalAddr != node {
+		t.Errorf("an agent's transport is %+v", a.Transport)
+	}
+	unset := func(string) (string, bool) { return "", false }
+	for addr, agent := range map[string]string{
+		"10.0.0.1": "localhost:55556", "127.0.0.2": "127.0.0.2:55556", "::1": "[::1]:55556",
+	} {
+		l, err := ParseLaunch([]string{"A", "7", addr, "", ""}, unset)
+		if err != nil || l.Agent != agent {
+			t.Errorf("an instance on %s looks for its agent at %q, %v", addr, l.Agent, err)
+		}
+	}
+}

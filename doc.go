@@ -1,0 +1,150 @@
+// Package ssmmp is a service mesh as a library. It speaks SSMMP/1.1, the Simple
+// Service Mesh Management Protocol, by which a Manager executes the services of
+// a network application on the nodes of a cluster, and has a part in opening
+// and closing every connection between them.
+//
+// # Actors
+//
+// An application, a CNApp, is a [Graph]: services with abstract sockets (IN) and
+// plugs (OUT), and edges that lead from a plug to a socket. The graph says who
+// may talk to whom. Three actors make it run:
+//
+//   - The [Manager], once per cluster, holds the graphs and all state, decides,
+//     and talks to agents only.
+//   - An [Agent], one per node, executes and kills service instances with the
+//     [Launcher] of its [RepositoryEntry], and relays between them and the
+//     Manager.
+//   - An [Instance] is what a service holds after [Join]: Listen for its
+//     sockets, Dial for its plugs. What they return are a [net.Listener] and
+//     [net.Conn], so a service changes in its network connections only.
+//
+// Manager.Deploy executes the API Gateways of a graph. Everything else is
+// executed by the first session to it, and shut down when it was idle for long.
+//
+// # A session's life
+//
+// Instance i of service A dials plug P, which leads to socket S of service B:
+//
+//	i                  agent              Manager            agent              j
+//	| session_request    |                  |                  |                |
+//	|------------------->|----------------->| execution_request|                |
+//	|                    |                  |----------------->| launch         |
+//	|                    |                  |                  |--------------->|
+//	|                    |                  |                  |<---------------|
+//	|                    |                  |<-----------------| hello          |
+//	|   session_response |                  |                  |                |
+//	|<-------------------|<-----------------| offered          |                |
+//	|                                                                           |
+//	|========== dial j's address and port: from m to l =========================|
+//	|                                                                           |
+//	| session_ack        |                  |                  |                |
+//	|------------------->|----------------->| open             |                |
+//
+// The execution is there only when no instance of B can take the session. The
+// Manager grants a session ([SessionOffered]) before it answers; the
+// acknowledgment makes it [SessionOpen] with both its ports, and a failed dial,
+// or no acknowledgment within AckTimeout, ends it. Either end reports the close
+// of its connection, 111 when it closed it and 122 when it broke, and the
+// session closes once, by whichever report comes first. The Manager closes a session
+// by asking the source, and if that fails the destination ([SessionClosing]);
+// then reads and writes at that end give [ErrSessionClosed]. A session needs
+// neither Manager nor agent while it is open: both may be away.
+//
+// # Cores and runtimes
+//
+// What decides is apart from what does. Three cores (managerCore, agentCore,
+// instanceCore) are plain state machines: Step takes one input, such as a
+// message, a lost connection, a command, the time, and returns what is to be
+// sent, executed, killed and answered. They have no goroutine, clock, I/O, lock,
+// log or chance, so the same inputs give the same outputs. The Manager's core
+// records what happens to graphs, agents, instances and sessions as an [Event]
+// in the past tense, and nothing leaves before the events that caused it were
+// recorded.
+//
+// Around each core is a thin runtime, the exported type, which owns a mutex, the
+// connections and a timer. Each connection is a link: one goroutine that reads
+// and one that writes whatever is queued in one write. A queue holds 1 MiB and a
+// write takes 10 s at most; a peer that is slower loses that connection.
+// No lock is held across a read, a write, a callback or a log call.
+//
+// # Transports and launchers
+//
+// A [Transport] is how bytes travel, for control and for sessions: [TCP], or a
+// [MemHost] of a [MemNetwork], where a whole mesh lives in one process, in the
+// virtual time of testing/synctest where a test wants that. Package ssmmptest
+// has the conformance tests for others.
+//
+// A [Launcher] is how an instance is executed: [CommandLauncher] as processes of
+// the operating system, [FuncLauncher] as a call of a Go function.
+//
+// # Errors
+//
+// Sentinels say what a program can act on, and work with [errors.Is]:
+// [ErrNoEdge], [ErrRefused], [ErrStartTimeout], [ErrUnavailable],
+// [ErrManagerAway], [ErrSessionClosed], [ErrDraining], [ErrClosed] and
+// [ErrNotFound]. An answer with a status other than success is a [*StatusError],
+// which is a [net.Error] as well. [*ProtocolError] says which line of a message
+// is wrong, [*GraphError] and [*GraphFileError] which place of a graph,
+// [*LaunchError] which instance could not be executed. Validate of a
+// configuration or a graph reports all faults at once.
+//
+// # Borrowed and owned
+//
+// A [Decoder] decodes into its own memory: a message is borrowed, valid until
+// the next Decode, and [Clone] makes it the caller's. [ParseMessage] returns a
+// message of the caller's own, whose strings are parts of the line. The
+// handlers of the cores get borrowed messages, relay them at once, and clone
+// what they keep. Configurations are copied on entry and never changed; a
+// [Snapshot] and its lists belong to the caller, the Sockets of an [Event] do
+// not.
+//
+// # Extension lines
+//
+// Lines whose names begin with "x_" may follow the specified ones. This package
+// sends five, and works, with less, with a peer that sends none:
+//
+//   - x_agent in initiation_request: which process of an agent this is. Without
+//     it a second connection from an address whose first still stands is
+//     refused, where with it the newer supersedes the older.
+//   - x_instances in initiation_request: the ids of what the agent runs, "7, 9".
+//     With neither of these two the Manager takes all that it asked the agent to
+//     run to run on.
+//   - x_exit in a termination_info that an agent sends for a process that ended:
+//     its exit code or signal.
+//   - x_reason in a failed session_response: more for a person. By it a dial
+//     tells [ErrManagerAway] from [ErrUnavailable].
+//   - x_secret in the hello of an instance: that it is the one its agent
+//     executed. Agents take it out before they relay.
+//
+// # Where to change what
+//
+//	ssmmp.go                  version, ports, statuses, sentinel errors, default times
+//	message.go                the 22 messages as types
+//	route.go                  which hops each of them takes; CheckHop
+//	codec.go                  a physical line to a message and back
+//	codec_lines.go            which lines each type has: here a message changes
+//	codec_values.go           what each kind of contents may be, for all modes of the codec
+//	codec_scan.go             names, numbers, addresses by the byte
+//	codec_lists.go            repositories, socket and plug configurations
+//	codec_reader.go           Decoder: messages from a stream
+//	codec_text.go             the form for people
+//	graph.go                  the abstract graph; graph_builder, graph_file, graph_validate, graph_dot
+//	session.go                the Manager's table of sessions
+//	policy.go                 placement, balancing, scaling
+//	manager_core.go           the Manager's Step: registration, monitoring, commands, timers
+//	manager_state_core.go     its state, evolve, Snapshot
+//	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
+//	manager_session_core.go   requests, offers, acknowledgments, closing
+//	manager.go, history.go    the Manager's runtime; the events that are kept
+//	agent_core.go             the agent's Step: what the Manager asks
+//	agent_instance_core.go    what instances say, and whether they may
+//	agent.go                  the agent's runtime
+//	instance_core.go          an instance's Step
+//	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
+//	link.go                   one connection's reader and writer
+//	transport*.go             TCP and the network in memory
+//	launcher*.go              processes and functions; trees of processes on each system
+//	event.go                  what a Manager records
+//
+// SPEC.md leads from each requirement of the protocol to its code and its test.
+package ssmmp
