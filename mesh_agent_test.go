@@ -608,28 +608,3 @@ func TestMeshFlapping(t *testing.T) {
 		})
 	}
 }
-
-// An agent that says nonsense of the ids it knows is refused, and uses none of
-// them up.
-func TestManagerNewestInstance(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]Status{
-		"": StatusOK, "7": StatusOK, "9007199254740992": StatusOK,
-		"0": StatusBadMessage, "-1": StatusBadMessage, "seven": StatusBadMessage,
-		"9007199254740993": StatusBadMessage, "9223372036854775807": StatusBadMessage, "9223372036854775808": StatusBadMessage,
-	} {
-		cfg := ManagerConfig{Graphs: []*Graph{lifeGraph(t, "life", 8080)}}
-		c := newManagerCore(cfg.withDefaults())
-		m := &InitiationRequest{Header: Header{MessageID: 1}, AgentNetworkAddress: netip.MustParseAddr("10.0.0.1")}
-		if text != "" {
-			m.Extensions = []Extension{{extNewest, text}}
-		}
-		out, _ := c.Step(managerInput{Kind: managerMessage, Conn: 1, Msg: m})
-		if len(out) != 1 || out[0].Msg.(*InitiationResponse).Status != want {
-			t.Errorf("x_newest %q: %+v, want %v", text, out, want)
-		}
-		if registered := len(c.agents) == 1; registered != want.Success() {
-			t.Errorf("x_newest %q: registered %v", text, registered)
-		}
-	}
-}
