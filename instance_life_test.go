@@ -70,7 +70,7 @@ func TestJoinFaults(t *testing.T) {
 		} {
 			l := good
 			edit(&l)
-			if _, err := JoinWith(t.Context(), JoinConfig{Launch: l, Transport: host}); err == nil || !strings.Contains(err.Error(), "the Launch lacks") {
+			if _, err := JoinWith(t.Context(), JoinConfig{Launch: l, Transport: host}); err == nil || !strings.Contains(err.Error(), "JoinConfig.Launch.") {
 				t.Errorf("JoinWith %+v: %v; want an error that says what is lacking", l, err)
 			}
 		}

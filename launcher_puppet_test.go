@@ -26,8 +26,6 @@ import (
 const (
 	puppetEnv   = "SSMMP_TEST_PUPPET" // address of the stage
 	puppetForks = "SSMMP_TEST_FORKS"  // set: start a puppet in a session of its own, and exit
-	patience    = 30 * time.Second    // until a test that is stuck fails
-	loopback    = "127.0.0.1:0"       // where a stage listens
 )
 
 func TestMain(m *testing.M) {

@@ -105,7 +105,11 @@ func (c *managerCore) seek(src *instance, edge int, messageID int64) {
 	// One that cannot be reached is replaced, but not by ever more: what is
 	// wrong may be the way to them all.
 	status := StatusUnavailable
-	if c.room(v) && (unwell == nil || !unwell.suspect || c.now-v.lastStart >= 2*c.cfg.HealthPeriod) {
+	relief := unwell != nil && unwell.suspect
+	if c.room(v) && !(relief && c.now < v.nextRelief) {
+		if relief {
+			v.nextRelief = c.now + 2*c.cfg.HealthPeriod
+		}
 		var i *instance
 		if i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id)); i != nil {
 			c.wait(i, waiter{src, edge, messageID})

@@ -37,9 +37,9 @@ type vertex struct {
 	quickEnds    int
 	lastEnd      time.Duration
 	notBefore    time.Duration
-	lastStart    time.Duration
-	lastNode     *agent // where the last instance stood
-	restartArmed bool   // a timer will start this gateway again
+	nextRelief   time.Duration // when another may be started for want of one that is well
+	lastNode     *agent        // where the last instance stood
+	restartArmed bool          // a timer will start this gateway again
 }
 
 type vertexEdge struct {
@@ -322,7 +322,7 @@ func (c *managerCore) evolve(ev *Event) {
 		c.instances[i.id] = i
 		c.lastInstance = max(c.lastInstance, i.id)
 		v.instances = append(v.instances, i)
-		v.lastNode, v.lastStart = a, c.now
+		v.lastNode = a
 		a.instances = append(a.instances, i)
 		for _, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)

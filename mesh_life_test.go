@@ -444,7 +444,7 @@ type lateConn struct {
 
 func (c *lateConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	time.Sleep(time.Duration(c.gate.lag.Load()))
+	<-time.After(time.Duration(c.gate.lag.Load()))
 	return n, err
 }
 

@@ -19,6 +19,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
+const (
+	patience = 30 * time.Second // until a test over real connections that is stuck fails
+	loopback = "127.0.0.1:0"    // where it listens
+)
+
 // A mesh is a Manager and its agents in one test, with services as Go
 // functions, over whatever transport it is made with.
 type mesh struct {
