@@ -295,6 +295,89 @@ func (x *SessionResponse) GetStatus() uint32 {
 	return 0
 }
 
+// A Message is one of those, for a reader that does not know which comes next.
+type Message struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Message_SessionRequest
+	//	*Message_SessionResponse
+	Kind          isMessage_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Message) Reset() {
+	*x = Message{}
+	mi := &file_sessionpb_session_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Message) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Message) ProtoMessage() {}
+
+func (x *Message) ProtoReflect() protoreflect.Message {
+	mi := &file_sessionpb_session_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Message.ProtoReflect.Descriptor instead.
+func (*Message) Descriptor() ([]byte, []int) {
+	return file_sessionpb_session_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Message) GetKind() isMessage_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Message) GetSessionRequest() *SessionRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*Message_SessionRequest); ok {
+			return x.SessionRequest
+		}
+	}
+	return nil
+}
+
+func (x *Message) GetSessionResponse() *SessionResponse {
+	if x != nil {
+		if x, ok := x.Kind.(*Message_SessionResponse); ok {
+			return x.SessionResponse
+		}
+	}
+	return nil
+}
+
+type isMessage_Kind interface {
+	isMessage_Kind()
+}
+
+type Message_SessionRequest struct {
+	SessionRequest *SessionRequest `protobuf:"bytes,1,opt,name=session_request,json=sessionRequest,proto3,oneof"`
+}
+
+type Message_SessionResponse struct {
+	SessionResponse *SessionResponse `protobuf:"bytes,2,opt,name=session_response,json=sessionResponse,proto3,oneof"`
+}
+
+func (*Message_SessionRequest) isMessage_Kind() {}
+
+func (*Message_SessionResponse) isMessage_Kind() {}
+
 var File_sessionpb_session_proto protoreflect.FileDescriptor
 
 const file_sessionpb_session_proto_rawDesc = "" +
@@ -322,7 +405,11 @@ const file_sessionpb_session_proto_rawDesc = "" +
 	"%dest_service_instance_network_address\x18\b \x01(\tR!destServiceInstanceNetworkAddress\x12(\n" +
 	"\x10dest_socket_port\x18\t \x01(\rR\x0edestSocketPort\x12\x16\n" +
 	"\x06status\x18\n" +
-	" \x01(\rR\x06status*\x9f\x01\n" +
+	" \x01(\rR\x06status\"\xa4\x01\n" +
+	"\aMessage\x12F\n" +
+	"\x0fsession_request\x18\x01 \x01(\v2\x1b.ssmmp.bench.SessionRequestH\x00R\x0esessionRequest\x12I\n" +
+	"\x10session_response\x18\x02 \x01(\v2\x1c.ssmmp.bench.SessionResponseH\x00R\x0fsessionResponseB\x06\n" +
+	"\x04kind*\x9f\x01\n" +
 	"\aSubType\x12\x18\n" +
 	"\x14SUB_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19SUB_TYPE_SERVICE_TO_AGENT\x10\x01\x12\x1d\n" +
@@ -343,20 +430,23 @@ func file_sessionpb_session_proto_rawDescGZIP() []byte {
 }
 
 var file_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_sessionpb_session_proto_goTypes = []any{
 	(SubType)(0),            // 0: ssmmp.bench.SubType
 	(*SessionRequest)(nil),  // 1: ssmmp.bench.SessionRequest
 	(*SessionResponse)(nil), // 2: ssmmp.bench.SessionResponse
+	(*Message)(nil),         // 3: ssmmp.bench.Message
 }
 var file_sessionpb_session_proto_depIdxs = []int32{
 	0, // 0: ssmmp.bench.SessionRequest.sub_type:type_name -> ssmmp.bench.SubType
 	0, // 1: ssmmp.bench.SessionResponse.sub_type:type_name -> ssmmp.bench.SubType
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	1, // 2: ssmmp.bench.Message.session_request:type_name -> ssmmp.bench.SessionRequest
+	2, // 3: ssmmp.bench.Message.session_response:type_name -> ssmmp.bench.SessionResponse
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_sessionpb_session_proto_init() }
@@ -364,13 +454,17 @@ func file_sessionpb_session_proto_init() {
 	if File_sessionpb_session_proto != nil {
 		return
 	}
+	file_sessionpb_session_proto_msgTypes[2].OneofWrappers = []any{
+		(*Message_SessionRequest)(nil),
+		(*Message_SessionResponse)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sessionpb_session_proto_rawDesc), len(file_sessionpb_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
