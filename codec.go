@@ -186,42 +186,53 @@ func (c *codec) parse(s string, reuse *[numTypes]Message) (Message, error) {
 	}
 	s = strings.TrimPrefix(s, " ")
 	s = strings.TrimSuffix(s, separator)
-	m := c.scan(s, reuse)
-	if m != nil && !c.failed {
-		return m, nil
+	var m Message
+	i := c.scanHead(s)
+	if i > 0 {
+		if m = c.scan(s, i, reuse); m != nil && !c.failed {
+			return m, nil
+		}
 	}
-	return c.look(s, m, reuse)
+	return c.look(s, i, m, reuse)
 }
 
-// scan decodes a message whose lines have the canonical names and order. The
-// result is nil, or c.failed, when they have not.
-func (c *codec) scan(s string, reuse *[numTypes]Message) Message {
+// scanHead reads type and message_id in their canonical form. It returns where
+// they end, 0 when they have another form.
+func (c *codec) scanHead(s string) int {
 	const start = len("type: ")
 	if len(s) < start {
-		return nil
+		return 0
 	}
 	n := strings.IndexByte(s[start:], ' ')
 	if n <= 0 {
-		return nil
+		return 0
 	}
 	t := typeSlots[slot(s[start:start+n])]
 	if t == 0 || !strings.HasPrefix(s, heads[t]) {
-		return nil
+		return 0
 	}
 	i := len(heads[t])
 	id, n := digits(s[i:])
 	if n == 0 || id > math.MaxInt64 {
-		return nil
+		return 0
 	}
-	i += n
+	c.typ, c.messageID = t, int64(id)
+	return i + n
+}
+
+// scan decodes a message whose lines have the canonical names and order, from
+// i on, where its head ends. The result is nil, or c.failed, when they have
+// not.
+func (c *codec) scan(s string, i int, reuse *[numTypes]Message) Message {
+	t := c.typ
 	for k, key := range subKeys[t] {
 		if strings.HasPrefix(s[i:], key) {
 			m := take(t, reuse)
 			h := m.Head()
-			h.MessageID = int64(id)
+			h.MessageID = c.messageID
 			h.SubType = routes[t][k].sub
 			h.Extensions = h.Extensions[:0]
-			c.mode, c.failed, c.typ, c.s, c.i = scanning, false, t, s, i+len(key)
+			c.mode, c.failed, c.s, c.i = scanning, false, s, i+len(key)
 			visit(m, c)
 			if c.i != len(s) && !c.failed {
 				c.scanExtensions(h)
@@ -251,15 +262,22 @@ func (c *codec) scanExtensions(h *Header) {
 }
 
 // look decodes a message whose lines have any order that the protocol allows,
-// by first noting where each line stands. m is what scan made of it, or nil.
-func (c *codec) look(s string, m Message, reuse *[numTypes]Message) (Message, error) {
-	s, n := c.head(s)
-	if c.err != nil {
-		return nil, c.err
-	}
-	c.typ = c.typeOf(c.typeName)
-	if c.typ == 0 {
-		return nil, c.failAt(1, "type", c.typeName, "unknown type")
+// by first noting where each line stands. i is where scanHead found the end of
+// its head, or 0, and m is what scan made of it, or nil.
+func (c *codec) look(s string, i int, m Message, reuse *[numTypes]Message) (Message, error) {
+	c.mode, c.err, c.s, c.seen = looking, nil, s, 0
+	n := 0
+	if i > 0 && (i == len(s) || strings.HasPrefix(s[i:], separator)) {
+		s = s[i:]
+	} else {
+		s, n = c.head(s)
+		if c.err != nil {
+			return nil, c.err
+		}
+		c.typ = c.typeOf(c.typeName)
+		if c.typ == 0 {
+			return nil, c.failAt(1, "type", c.typeName, "unknown type")
+		}
 	}
 	c.typeName = c.typ.String()
 	if m == nil || m.Type() != c.typ {
@@ -289,12 +307,10 @@ func (c *codec) look(s string, m Message, reuse *[numTypes]Message) (Message, er
 	return m, nil
 }
 
-// head begins to look at s: it reads type and message_id. It returns s from
-// its second line on, and the length of that line.
+// head reads type and message_id, or notes what is wrong with them. It returns
+// s from its second line on, and the length of that line.
 func (c *codec) head(s string) (string, int) {
-	c.mode, c.err, c.s, c.seen = looking, nil, s, 0
 	c.typ, c.typeName, c.messageID = 0, "", 0
-
 	n := lineEnd(s)
 	name, value, ok := strings.Cut(s[:n], ": ")
 	switch {

@@ -129,24 +129,26 @@ func scanAddr(s string) (netip.Addr, int) {
 
 // scanIPv4 is scanAddr for most addresses.
 func scanIPv4(s string) (netip.Addr, int) {
-	var a [4]byte
-	n := 0
-	for i := range a {
-		if i > 0 {
-			if n >= len(s) || s[n] != '.' {
+	var addr, octet uint32
+	dots, digits, n := 0, 0, 0 // the digits are the octet's
+	for ; n < len(s); n++ {
+		if d := s[n] - '0'; d <= 9 {
+			octet = octet*10 + uint32(d)
+			digits++
+			if octet > 255 || digits > 1 && octet < 10 {
 				return netip.Addr{}, 0
 			}
-			n++
+		} else if s[n] == '.' && digits > 0 {
+			addr = addr<<8 | octet
+			dots++
+			octet, digits = 0, 0
+		} else {
+			break
 		}
-		v, start := uint(0), n
-		for n < len(s) && n-start < 3 && s[n]-'0' <= 9 {
-			v = v*10 + uint(s[n]-'0')
-			n++
-		}
-		if n == start || v > 255 || s[start] == '0' && n-start > 1 {
-			return netip.Addr{}, 0
-		}
-		a[i] = byte(v)
 	}
-	return netip.AddrFrom4(a), n
+	if dots != 3 || digits == 0 {
+		return netip.Addr{}, 0
+	}
+	addr = addr<<8 | octet
+	return netip.AddrFrom4([4]byte{byte(addr >> 24), byte(addr >> 16), byte(addr >> 8), byte(addr)}), n
 }
