@@ -1,6 +1,7 @@
 package ssmmp
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -457,9 +458,14 @@ func TestBadConduct(t *testing.T) {
 			defer near.Close()
 			served := make(chan struct{})
 			go func() { defer close(served); w.m.agentConn(far) }()
+			near.SetDeadline(time.Now().Add(patience))
+			io.WriteString(near, registerLine(1, netip.MustParseAddr("127.0.0.3"), "A", "")+"\n")
+			if answer, err := bufio.NewReader(near).ReadString('\n'); err != nil || !strings.Contains(answer, "status: 200") {
+				t.Fatalf("registration: %q, %v", answer, err)
+			}
 			line := "type: session_request ~ message_id: 5 ~ " + strings.Join(request, " ~ ") + "\n"
 			sent := 0
-			for near.SetWriteDeadline(time.Now().Add(patience)); sent < maxQueue; sent++ {
+			for ; sent < maxQueue; sent++ {
 				if _, err := io.WriteString(near, line); err != nil {
 					break
 				}

@@ -137,6 +137,13 @@ func (l *link) close() {
 	l.mu.Unlock()
 }
 
+// abort ends the connection at once.
+func (l *link) abort() {
+	l.mu.Lock()
+	l.fail(net.ErrClosed)
+	l.mu.Unlock()
+}
+
 func (l *link) wait() { <-l.done }
 
 // fail ends the connection at once. l.mu is held.

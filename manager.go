@@ -332,7 +332,7 @@ func (m *Manager) perform(o *managerOutput) {
 		}
 	case managerClose:
 		if l := m.links[o.Conn]; l != nil {
-			l.close()
+			l.abort()
 		}
 	case managerReply:
 		if reply := m.calls[o.Call]; reply != nil {

@@ -53,7 +53,7 @@ type managerOutputKind uint8
 
 const (
 	managerSend  managerOutputKind = iota // Msg to Conn
-	managerClose                          // Conn, once what was sent is written
+	managerClose                          // Conn, at once: its peer is gone, or misbehaves
 	managerReply                          // Call is answered with Err
 )
 
