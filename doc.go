@@ -137,6 +137,7 @@
 //	manager_session_core.go   requests, offers, acknowledgments, closing
 //	manager.go, history.go    the Manager's runtime; the events that are kept
 //	agent_core.go             the agent's Step: what the Manager asks
+//	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may
 //	agent.go                  the agent's runtime
 //	instance_core.go          an instance's Step

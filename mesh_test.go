@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -227,16 +226,6 @@ func askConn(conn net.Conn, line string) (string, error) {
 		return "", io.ErrUnexpectedEOF
 	}
 	return strings.TrimSpace(answer), nil
-}
-
-// user connects to the gateway on a node as a user does.
-func (s *mesh) user(n int, port uint16) net.Conn {
-	s.t.Helper()
-	conn, err := s.managers.Dial(s.ctx, net.JoinHostPort(s.nodes[n].addr.String(), strconv.Itoa(int(port))))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return conn
 }
 
 func (s *mesh) instance(id InstanceID) *Instance {

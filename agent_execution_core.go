@@ -1,0 +1,174 @@
+package ssmmp
+
+import "slices"
+
+// The agent's core, continued: executing and ending instances.
+
+// execute starts an instance (PROTOCOL section 3, Execution). The same request
+// again gets the same answer and starts nothing.
+func (c *agentCore) execute(m *ExecutionRequest) {
+	answer := func(s Status) {
+		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
+	}
+	if i := c.instances[m.ServiceInstanceID]; i != nil {
+		switch {
+		case i.service != m.ServiceName:
+			answer(StatusConflict) // an id of another Manager's
+		case i.ready:
+			answer(StatusOK)
+		default:
+			i.execID = m.MessageID
+		}
+		return
+	}
+	entry := c.repository[m.ServiceName]
+	switch {
+	case c.ended[m.ServiceInstanceID]:
+		answer(StatusGone)
+		return
+	case m.AgentNetworkAddress != c.cfg.Address:
+		answer(StatusBadMessage)
+		return
+	case entry == nil:
+		answer(StatusNotFound)
+		return
+	case c.stop:
+		answer(StatusUnavailable)
+		return
+	}
+	own := Clone(m).(*ExecutionRequest)
+	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
+		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
+	c.instances[i.id] = i
+	c.out = append(c.out, agentOutput{Kind: agentLaunch, Instance: i.id, Entry: entry, Launch: Launch{
+		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
+	c.after(c.cfg.StartTimeout, func() {
+		if c.instances[i.id] == i && !i.ready {
+			i.startLate = true
+			c.answerExecution(i, StatusTimeout)
+			c.kill(i)
+		}
+	})
+}
+
+func (c *agentCore) answerExecution(i *agentInstance, s Status) {
+	if i.execID != 0 {
+		c.toManager(&ExecutionResponse{Header: Header{MessageID: i.execID}, Status: s})
+		i.execID = 0
+	}
+}
+
+func (c *agentCore) started(id InstanceID, err error) {
+	i := c.instances[id]
+	switch {
+	case i == nil:
+	case err != nil:
+		c.warn(0, "cannot execute "+i.service+": "+err.Error())
+		c.answerExecution(i, StatusUnavailable)
+		c.forget(i, Exit{Code: -1, Reason: err.Error()})
+	case i.entry.ReadyWhenStarted:
+		c.becomeReady(i)
+	case len(i.sockets) > 0:
+		c.out = append(c.out, agentOutput{Kind: agentProbe, Instance: id})
+	}
+	if i != nil && err == nil && i.killed {
+		c.out = append(c.out, agentOutput{Kind: agentKill, Instance: id}) // asked for while it was being launched
+	}
+}
+
+func (c *agentCore) becomeReady(i *agentInstance) {
+	if !i.ready && !i.startLate {
+		i.ready = true
+		c.answerExecution(i, StatusOK)
+	}
+}
+
+func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
+	i := c.instances[m.ServiceInstanceID]
+	if i == nil {
+		// Nothing of it runs, whether it ever did here or not.
+		c.send(c.manager, &HardShutdownResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
+			ServiceInstanceID: m.ServiceInstanceID, Status: StatusOK})
+		return
+	}
+	if !slices.Contains(i.hardIDs, m.MessageID) {
+		i.hardIDs = append(i.hardIDs, m.MessageID)
+	}
+	c.kill(i)
+}
+
+// kill has an instance killed, again and again until it has ended.
+func (c *agentCore) kill(i *agentInstance) {
+	i.killed = true
+	c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+	c.after(c.cfg.RequestTimeout, func() {
+		if c.instances[i.id] == i {
+			c.kill(i)
+		}
+	})
+}
+
+// exited handles the end of an instance and all its children.
+func (c *agentCore) exited(id InstanceID, exit Exit) {
+	i := c.instances[id]
+	if i == nil {
+		return
+	}
+	c.answerExecution(i, StatusFailed)
+	c.forget(i, exit)
+}
+
+// forget takes an instance that runs no more out of the state and reports it,
+// unless an answer or its own report said so.
+func (c *agentCore) forget(i *agentInstance, exit Exit) {
+	delete(c.instances, i.id)
+	if i.conn != 0 {
+		// The connection stays tied to it: its last messages may still come.
+		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+		i.conn = 0
+	}
+	c.ended[i.id] = true
+	c.endedList = append(c.endedList, i.id)
+	if len(c.endedList) > endedKept {
+		delete(c.ended, c.endedList[0])
+		c.endedList = c.endedList[1:]
+	}
+	for _, id := range i.hardIDs {
+		c.toManager(&HardShutdownResponse{Header: Header{MessageID: id, SubType: AgentToManager}, ServiceInstanceID: i.id, Status: StatusOK})
+	}
+	if i.ready && !i.announced && len(i.hardIDs) == 0 {
+		c.toManager(&TerminationInfo{
+			Header:      Header{MessageID: c.ownID(), SubType: AgentToManager, Extensions: []Extension{{extExit, exit.String()}}},
+			ServiceName: i.service, ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: c.cfg.Address,
+		})
+	}
+	if c.stop && len(c.instances) == 0 {
+		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+	}
+}
+
+// stopAll shuts all instances down: gracefully, and at the deadline hard.
+func (c *agentCore) stopAll() {
+	if c.stop {
+		return
+	}
+	c.stop = true
+	if len(c.instances) == 0 {
+		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+		return
+	}
+	for _, i := range c.inOrder() {
+		if i.conn == 0 {
+			c.kill(i)
+			continue
+		}
+		id := c.ownID()
+		c.relayed[id] = &relayedRequest{i.id, TypeGracefulShutdownResponse}
+		c.send(i.conn, &GracefulShutdownRequest{Header: Header{MessageID: id, SubType: AgentToServiceInstance}, ServiceName: i.service, ServiceInstanceID: i.id})
+	}
+	c.after(c.cfg.DrainTimeout, func() {
+		for _, i := range c.inOrder() {
+			c.kill(i)
+		}
+	})
+}
