@@ -42,7 +42,7 @@ type work struct {
 	// peer names the work of protobuf that it is compared with, if any. There
 	// is another for a oneof.
 	peer string
-	// target says what PERFORMANCE asks of it, if anything.
+	// target is the ratio that is aimed at, if any.
 	target string
 }
 
