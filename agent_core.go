@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -75,6 +76,8 @@ const (
 	// ownIDs is where an agent's own message ids begin, so that a response
 	// can be told from one to the Manager.
 	ownIDs = 1 << 62
+	// maxMarks bounds the health answers that are not known to be heard.
+	maxMarks = 16
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
 	// endedKept is how many ended instances are remembered.
@@ -92,8 +95,10 @@ type agentCore struct {
 	manager    connID
 	registered bool
 	registerID int64
-	queue      []Message // reports for the Manager, while it is away
-	kept       int       // bytes of queue
+	hears      bool         // the Manager tells what it has heard
+	reports    []report     // for the Manager, until it has heard them; oldest first
+	kept       int          // bytes of reports
+	marks      []reportMark // health answers on this connection that it may have heard
 
 	conns     map[connID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
@@ -107,6 +112,18 @@ type agentCore struct {
 	timers   timerHeap
 	timerSeq uint64
 	dropped  uint64
+}
+
+// A report is a message of which the Manager may not know yet.
+type report struct {
+	msg  Message
+	size int // of its line, in bytes
+}
+
+// A reportMark says how many reports were sent before an answer.
+type reportMark struct {
+	answer  int64 // message id of an agent_health_control_response
+	reports int
 }
 
 // A relayedRequest is a request that an instance has to answer: only that
@@ -216,7 +233,7 @@ func (c *agentCore) ownID() int64 {
 // register introduces the agent to the Manager, with what it can execute and
 // what it runs.
 func (c *agentCore) register(conn connID) {
-	c.manager, c.registered, c.registerID = conn, false, c.ownID()
+	c.manager, c.registered, c.registerID, c.marks = conn, false, c.ownID(), nil
 	var names []string
 	for i := range c.cfg.Repository {
 		names = append(names, c.cfg.Repository[i].Service)
@@ -229,8 +246,8 @@ func (c *agentCore) register(conn connID) {
 	}
 	// One whose end is still to be reported counts as running until then: the
 	// Manager shall learn how it ended.
-	for _, q := range c.queue {
-		if m, ok := q.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
+	for _, r := range c.reports {
+		if m, ok := r.msg.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
 			list = append(list, m.ServiceInstanceID)
 		}
 	}
@@ -246,30 +263,64 @@ func (c *agentCore) register(conn connID) {
 	})
 }
 
-// toManager sends a report, or keeps it until the Manager is back.
+// toManager sends a report. It is kept until the Manager is known to have it:
+// what was on its way when a connection broke is sent again on the next one, and
+// a report that comes twice does no harm.
 func (c *agentCore) toManager(m Message) {
 	if c.registered {
 		c.send(c.manager, m)
-	} else {
-		c.keep(m)
+		if !c.hears {
+			return // a Manager that does not tell what it has gets each once
+		}
 	}
+	c.keep(m)
 }
 
 func (c *agentCore) keep(m Message) {
 	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
 	if c.kept+len(line) > maxReports {
-		c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		if !c.registered {
+			c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		}
 		return
 	}
 	c.kept += len(line)
-	c.queue = append(c.queue, Clone(m))
+	c.reports = append(c.reports, report{Clone(m), len(line)})
 }
 
 // unsent takes back a report that the connection to the Manager did not take.
 func (c *agentCore) unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
-		c.keep(m)
+		if !c.hears {
+			c.keep(m)
+		}
+	}
+}
+
+// health answers the Manager's request. What was sent before an answer that
+// the Manager says it has heard, it has as well.
+func (c *agentCore) health(m *AgentHealthRequest) {
+	heard := m.Extension(extHeard)
+	for n, mark := range c.marks {
+		if strconv.FormatInt(mark.answer, 10) != heard {
+			continue
+		}
+		for _, r := range c.reports[:mark.reports] {
+			c.kept -= r.size
+		}
+		c.reports = slices.Delete(c.reports, 0, mark.reports)
+		later := c.marks[n+1:]
+		for k := range later {
+			later[k].reports -= mark.reports
+		}
+		c.marks = slices.Delete(c.marks, 0, n+1)
+		break
+	}
+	c.send(c.manager, &AgentHealthResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
+		AgentNetworkAddress: c.cfg.Address, Status: StatusOK})
+	if c.hears && len(c.marks) < maxMarks {
+		c.marks = append(c.marks, reportMark{m.MessageID, len(c.reports)})
 	}
 }
 
@@ -314,8 +365,7 @@ func (c *agentCore) fromManager(m Message) {
 	case *HardShutdownRequest:
 		c.hardShutdown(m)
 	case *AgentHealthRequest:
-		c.send(c.manager, &AgentHealthResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
-			AgentNetworkAddress: c.cfg.Address, Status: StatusOK})
+		c.health(m)
 	}
 }
 
@@ -324,11 +374,13 @@ func (c *agentCore) registrationAnswered(m *InitiationResponse) {
 	case m.MessageID != c.registerID || c.registered:
 		c.dropped++
 	case m.Status.Success():
-		c.registered = true
-		for _, q := range c.queue {
-			c.send(c.manager, q)
+		c.registered, c.hears = true, m.Extension(extHeard) != ""
+		for _, r := range c.reports {
+			c.send(c.manager, r.msg)
 		}
-		c.queue, c.kept = nil, 0
+		if !c.hears {
+			c.reports, c.kept = nil, 0
+		}
 	default:
 		c.out = append(c.out, agentOutput{Kind: agentRefused, Conn: c.manager, Status: m.Status},
 			agentOutput{Kind: agentClose, Conn: c.manager})

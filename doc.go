@@ -107,6 +107,9 @@
 //     it a second connection from an address whose first still stands is
 //     refused, where with it the newer supersedes the older.
 //   - x_instances in initiation_request: the ids of what the agent runs, "7, 9".
+//   - x_heard in initiation_response and agent_health_control_request: the last health answer
+//     that the Manager has, and with it all reports before; the agent sends later ones again
+//     when the connection broke.
 //     With neither of these two the Manager takes all that it asked the agent to
 //     run to run on.
 //   - x_exit in a termination_info that an agent sends for a process that ended:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -280,7 +281,7 @@ func (c *managerCore) violation(conn connID, cause string) {
 func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	answer := func(s Status) {
 		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: &InitiationResponse{
-			Header: Header{MessageID: m.MessageID}, Status: s}})
+			Header: Header{MessageID: m.MessageID, Extensions: []Extension{{extHeard, "0"}}}, Status: s}})
 	}
 	addr, identity := m.AgentNetworkAddress, m.Extension(extAgent)
 	if a := c.conns[conn]; a != nil && a.addr != addr {
@@ -325,7 +326,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
 	a = c.byAddr[addr]
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
-	a.healthAsked, a.healthMissed = 0, 0
+	a.healthAsked, a.healthMissed, a.heard = 0, 0, 0
 	for _, i := range a.instances {
 		i.healthAsked = 0 // it may have been lost with the old connection
 	}
@@ -421,7 +422,11 @@ func (c *managerCore) watch(a *agent, conn connID) {
 		}
 		c.lastMessage++
 		a.healthAsked = c.lastMessage
-		c.send(a, &AgentHealthRequest{Header: Header{MessageID: a.healthAsked, SubType: ManagerToAgent}, AgentNetworkAddress: a.addr})
+		h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent}
+		if a.heard != 0 {
+			h.Extensions = []Extension{{extHeard, strconv.FormatInt(a.heard, 10)}}
+		}
+		c.send(a, &AgentHealthRequest{Header: h, AgentNetworkAddress: a.addr})
 		for _, i := range slices.Clone(a.instances) {
 			c.askHealth(i)
 		}
@@ -434,6 +439,7 @@ func (c *managerCore) agentHealth(a *agent, m *AgentHealthResponse) {
 		c.dropped++
 		return
 	}
+	a.heard = a.healthAsked
 	a.healthAsked, a.healthMissed = 0, 0
 }
 

@@ -388,6 +388,7 @@ func (c *managerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 const (
 	extAgent     = "x_agent"     // initiation_request: identity of the agent's process
 	extInstances = "x_instances" // initiation_request: the ids of what it runs, "7, 9"
+	extHeard     = "x_heard"     // initiation_response, agent_health_control_request: the last health answer that the Manager has
 	extExit      = "x_exit"      // termination_info: exit code or signal
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says

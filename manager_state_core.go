@@ -109,6 +109,7 @@ type agent struct {
 	awaySince    time.Duration
 	healthAsked  int64 // message id of the request under way, 0 when answered
 	healthMissed int
+	heard        int64 // the last one that was answered on this connection
 }
 
 func (a *agent) up() bool { return a.conn != 0 }

@@ -1,0 +1,72 @@
+package ssmmp
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// Reports that were on their way when a connection to the Manager broke are
+// sent again on the next one, and those that it has are not.
+func TestAgentReportsHeard(t *testing.T) {
+	t.Parallel()
+	c := newAgentCore(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr}.withDefaults(), "one")
+	step := func(in agentInput) (said []string) {
+		for _, o := range c.Step(in) {
+			if m, ok := o.Msg.(*TerminationInfo); ok {
+				said = append(said, fmt.Sprint(m.ServiceInstanceID))
+			}
+		}
+		return said
+	}
+	register := func(conn connID, x ...Extension) []string {
+		step(agentInput{Kind: agentManagerUp, Conn: conn})
+		return step(agentInput{Kind: agentMessage, Conn: conn, Msg: &InitiationResponse{Header: Header{MessageID: c.registerID, Extensions: x}, Status: StatusOK}})
+	}
+	health := func(conn connID, id int64, x ...Extension) {
+		step(agentInput{Kind: agentMessage, Conn: conn, Msg: &AgentHealthRequest{Header: Header{MessageID: id, SubType: ManagerToAgent, Extensions: x}, AgentNetworkAddress: nodeAddr}})
+	}
+	report := func(id InstanceID) {
+		c.out = c.out[:0]
+		c.toManager(&TerminationInfo{Header: Header{MessageID: c.ownID(), SubType: AgentToManager}, ServiceName: "B", ServiceInstanceID: id, ServiceInstanceNetworkAddress: nodeAddr})
+	}
+	want := func(when string, got []string, ids ...string) {
+		t.Helper()
+		if !slices.Equal(got, ids) {
+			t.Errorf("%s: reports of %v, want %v", when, got, ids)
+		}
+	}
+
+	want("first", register(1, Extension{extHeard, "0"}))
+	report(1)
+	health(1, 100)
+	report(2)
+	health(1, 101, Extension{extHeard, "100"}) // so it has 1
+	report(3)
+	step(agentInput{Kind: agentLost, Conn: 1})
+	report(4)
+	want("back", register(2, Extension{extHeard, "0"}), "2", "3", "4")
+	health(2, 102)
+	report(8)
+	health(2, 103)
+	health(2, 104, Extension{extHeard, "102"})
+	if len(c.reports) != 1 {
+		t.Errorf("%d reports are kept, want the one since", len(c.reports))
+	}
+	health(2, 105, Extension{extHeard, "103"})
+	if len(c.reports) > 0 || c.kept != 0 {
+		t.Errorf("%d reports of %d bytes are kept, want none", len(c.reports), c.kept)
+	}
+	report(5)
+	health(2, 104, Extension{extHeard, "7"}) // an answer that was never given
+	step(agentInput{Kind: agentLost, Conn: 2})
+	want("back again", register(3, Extension{extHeard, "0"}), "5")
+
+	// A Manager that does not tell what it has gets what it cannot have, once.
+	step(agentInput{Kind: agentLost, Conn: 3})
+	report(6)
+	want("a Manager that does not tell", register(4), "5", "6")
+	report(7)
+	step(agentInput{Kind: agentLost, Conn: 4})
+	want("and that one again", register(5))
+}
