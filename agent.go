@@ -247,7 +247,7 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
 			registered = true
 		}
-	}, a.badLine(l, a.log))
+	}, a.badLine(l, ActorManager, a.log))
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
 	a.log.Warn("connection to the Manager ended", "error", err)
@@ -262,7 +262,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 	err := l.read(func(m Message) {
 		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m)})
 		known()
-	}, a.badLine(l, log))
+	}, a.badLine(l, ActorInstance, log))
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
 	log.Debug("connection of an instance ended", "error", err)
@@ -270,7 +270,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 
 // badLine returns what a link does with a line that is no message: it is
 // counted, logged, and answered where it was a request.
-func (a *Agent) badLine(l *link, log hclog.Logger) func(*ProtocolError) {
+func (a *Agent) badLine(l *link, from Actor, log hclog.Logger) func(*ProtocolError) {
 	bad := 0
 	return func(p *ProtocolError) {
 		if bad++; bad <= badLinesLogged {
@@ -283,7 +283,7 @@ func (a *Agent) badLine(l *link, log hclog.Logger) func(*ProtocolError) {
 			service, id = i.service, i.id
 		}
 		a.mu.Unlock()
-		if r := refusal(p, service, id); r != nil {
+		if r := refusal(p, from, ActorAgent, service, id); r != nil {
 			l.send(r)
 		}
 	}

@@ -19,6 +19,8 @@ const (
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second
+	// lingerTime is how long a peer that sends an endless line is heard out.
+	lingerTime = time.Second
 	// badLinesLogged is how many bad lines of one connection are logged.
 	badLinesLogged = 10
 )
@@ -36,6 +38,7 @@ type link struct {
 	queue   []byte // encoded messages
 	writing []byte // the writer's; swapped with queue
 	closing bool   // write what is queued, then close
+	linger  bool   // closing, while the peer still sends
 	failed  error  // the connection is of no use any more
 	done    chan struct{}
 }
@@ -93,8 +96,8 @@ func introduced(conn net.Conn, known func() bool, mu *sync.Mutex) func() {
 // is none to give: it is no request, its message id could not be read, or the
 // answer would have to say what could not be. service and id are those of the
 // instance that the line came from, zero where it came from elsewhere.
-func refusal(p *ProtocolError, service string, id InstanceID) Message {
-	if p.MessageID <= 0 {
+func refusal(p *ProtocolError, from, to Actor, service string, id InstanceID) Message {
+	if p.MessageID <= 0 || !travels(p.Type, from, to) {
 		return nil
 	}
 	reason := strings.ReplaceAll(p.Error(), " ~ ", " ")
@@ -168,6 +171,11 @@ func (l *link) write() {
 			return
 		}
 		if len(l.queue) == 0 {
+			if l.linger {
+				l.mu.Unlock()
+				l.drain()
+				l.mu.Lock()
+			}
 			l.fail(net.ErrClosed)
 			return
 		}
@@ -188,6 +196,16 @@ func (l *link) write() {
 	}
 }
 
+// drain lets a peer that still sends read the last answer: closing with bytes
+// unread would take it back. It is bounded in bytes and in time.
+func (l *link) drain() {
+	if half, ok := l.conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		return
+	}
+	l.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	io.CopyN(io.Discard, l.conn, maxQueue)
+}
+
 // read calls handle with each message, and bad with each line that is none,
 // until the connection ends. The message is borrowed: valid until handle
 // returns.
@@ -202,12 +220,15 @@ func (l *link) read(handle func(Message), bad func(*ProtocolError)) error {
 		case errors.As(err, &p) && !errors.Is(err, ErrLineTooLong):
 			bad(p)
 		default:
-			if p != nil {
-				bad(p)
-			}
 			l.mu.Lock()
-			l.fail(err)
-			l.mu.Unlock()
+			if l.linger = p != nil; l.linger {
+				l.mu.Unlock()
+				bad(p) // may answer, 413
+				l.close()
+			} else {
+				l.fail(err)
+				l.mu.Unlock()
+			}
 			if errors.Is(err, io.EOF) {
 				return nil
 			}

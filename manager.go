@@ -291,7 +291,7 @@ func (m *Manager) agentConn(conn net.Conn) {
 		m.mu.Lock()
 		m.core.dropped++
 		m.mu.Unlock()
-		if r := refusal(p, "", 0); r != nil {
+		if r := refusal(p, ActorAgent, ActorManager, "", 0); r != nil {
 			l.send(r)
 		}
 	})

@@ -1,6 +1,9 @@
 package ssmmp
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A route is one hop of a message type's way.
 type route struct {
@@ -58,6 +61,13 @@ func CheckHop(m Message, from, to Actor) error {
 		err.Line, err.Field, err.Value = 3, lineNames[lineSubType], clip(string(h.SubType))
 	}
 	return err
+}
+
+// travels reports whether messages of the type with that name go from one actor
+// to the other.
+func travels(name string, from, to Actor) bool {
+	t := slices.Index(typeNames[:], name)
+	return t > 0 && slices.ContainsFunc(routes[t], func(r route) bool { return r.from == from && r.to == to })
 }
 
 // hasSubType reports whether messages of type t have the line sub_type.

@@ -48,7 +48,9 @@ func runDemo(ctx context.Context, out io.Writer, log hclog.Logger) (err error) {
 		return err
 	}
 	err = playUser(ctx, c, n)
-	if err != nil {
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	} else if err != nil {
 		fmt.Fprintln(out, "the services' output is:")
 		printOutput(out, dataDir)
 	}

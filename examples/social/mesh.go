@@ -41,6 +41,7 @@ type deployment struct {
 	manager *ssmmp.Manager
 	gateway string // where users connect, "host:port"
 	nodes   []netip.Addr
+	lock    net.Listener // keeps other meshes off these nodes
 
 	mu   sync.Mutex
 	pids map[ssmmp.InstanceID]int
@@ -52,16 +53,24 @@ type deployment struct {
 
 // startDeployment starts the Manager and the agents, on the ports of the protocol
 // where they are free.
-func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (*deployment, error) {
+func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (_ *deployment, err error) {
 	graph, err := ssmmp.ParseGraph(graphJSON)
 	if err != nil {
 		return nil, err
 	}
-	nodes := loopbackNodes()
+	nodes, lock, err := takeNodes()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
 	port := freePort(nodes[0], graph.Services[0].Sockets[0].Port, out)
 	graph.Services[0].Sockets[0].Port = port // of the gateway
 	c := &deployment{
-		nodes: nodes, gateway: netip.AddrPortFrom(nodes[0], port).String(),
+		nodes: nodes, lock: lock, gateway: netip.AddrPortFrom(nodes[0], port).String(),
 		pids: map[ssmmp.InstanceID]int{}, errs: make(chan error, 3),
 	}
 	managerAddr := netip.AddrPortFrom(nodes[0], freePort(nodes[0], ssmmp.ManagerPort, out)).String()
@@ -112,18 +121,35 @@ func (c *deployment) close() {
 	c.stop()
 	c.wg.Wait()
 	c.manager.Close()
+	c.lock.Close()
 }
 
-// loopbackNodes returns the addresses of the two nodes: 127.0.0.1 and .2 where
-// the system has both, as Linux does; else 127.0.0.1 and ::1; else one only.
-func loopbackNodes() []netip.Addr {
-	nodes := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
-	for _, second := range []string{"127.0.0.2", "::1"} {
-		if addr := netip.MustParseAddr(second); free(addr, 0) {
-			return append(nodes, addr)
+// lockPort is held on the first node for as long as a mesh of this program is
+// there: two of them on the same addresses would give out the same ports.
+const lockPort = ssmmp.FirstSocketPort - 1
+
+// takeNodes returns the addresses of two nodes that no other mesh of this
+// program has, and what keeps it so: 127.0.0.1 and .2, or else .3 and .4 and so
+// on, where every such address exists, as on Linux; elsewhere 127.0.0.1 and ::1.
+func takeNodes() ([]netip.Addr, net.Listener, error) {
+	var taken error
+	for n := byte(1); n < 32; n += 2 {
+		nodes := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, n}), netip.AddrFrom4([4]byte{127, 0, 0, n + 1})}
+		if !free(nodes[1], 0) {
+			if n > 1 {
+				break
+			}
+			if nodes = nodes[:1]; free(netip.IPv6Loopback(), 0) {
+				nodes = append(nodes, netip.IPv6Loopback())
+			}
 		}
+		lock, err := net.Listen("tcp", netip.AddrPortFrom(nodes[0], lockPort).String())
+		if err == nil {
+			return nodes, lock, nil
+		}
+		taken = err
 	}
-	return nodes
+	return nil, nil, fmt.Errorf("other meshes run on the loopback addresses: %w", taken)
 }
 
 // free tells whether a port of an address can be listened on.
@@ -244,7 +270,13 @@ func serveInstance(ctx context.Context, dataDir string) error {
 	if err != nil {
 		return err
 	}
-	defer inst.Close()
+	// A parent that was killed cannot end its services: they see it go.
+	go func() {
+		for parent := os.Getppid(); os.Getppid() == parent; {
+			time.Sleep(time.Second)
+		}
+		inst.Terminate()
+	}()
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
@@ -260,8 +292,11 @@ func serveInstance(ctx context.Context, dataDir string) error {
 	})
 	select {
 	case err := <-served:
-		return err
+		if err == nil {
+			inst.Close()
+		}
+		return err // and the exit code tells the agent that it failed
 	case <-inst.Done():
-		return nil
+		return inst.Close()
 	}
 }
