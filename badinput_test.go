@@ -479,6 +479,26 @@ func TestBadConduct(t *testing.T) {
 				t.Errorf("the other agent: %s", got)
 			}
 		}},
+		{"a request that is too long hears 413 before its connection ends (27)", func(t *testing.T) {
+			p := newWire(t, ManagerConfig{}).rawAgent("127.0.0.1")
+			p.say("initiation_request", "7", "agent_network_address: 127.0.0.1", "service_repository: ("+strings.Repeat("a", 4*MaxLine)+")")
+			status(t, p.hear("initiation_response"), "413")
+			p.closed()
+		}},
+		{"what cannot be decoded is answered where its answer goes", func(t *testing.T) {
+			w, m := newRawManager(t)
+			_, a := w.execute(m, "A", 1)
+			m.say("execution_request", "31", "agent_network_address: nowhere", "service_name: B", "service_instance_id: 2", "socket_configuration: ", "plug_configuration: ")
+			status(t, m.hear("execution_response"), "400")
+			a.say("session_request", "32", "sub_type: service_to_agent", "source_service_name: A")
+			r := a.hear("session_response")
+			status(t, r, "400")
+			if r["message_id"] != "32" || !strings.Contains(r["x_reason"], "source_service_instance_id") {
+				t.Errorf("%v, want the reason", r)
+			}
+			a.say("initiation_request", "33", "agent_network_address: nowhere", "service_repository: ") // not its to say
+			relays(m, a, "6")
+		}},
 		{"a registration is answered once (8)", func(t *testing.T) {
 			w, m := newRawManager(t)
 			_, a := w.execute(m, "A", 1)
