@@ -127,6 +127,7 @@ type Agent struct {
 	lastConn  connID
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
+	strangers int
 	running   bool
 	stopped   bool   // Run has ended, or is about to
 	listen    string // where instances find the agent
@@ -135,6 +136,9 @@ type Agent struct {
 	done  chan struct{} // closed when Run ends
 	wg    sync.WaitGroup
 }
+
+// maxStrangers bounds the connections of instances that have not spoken yet.
+const maxStrangers = 1024
 
 // An agentProcess is an instance as the agent's runtime holds it.
 type agentProcess struct {
@@ -224,11 +228,7 @@ func (a *Agent) reachManager(ctx context.Context) {
 			wait = a.cfg.BackOffFrom
 		}
 		// Full jitter: agents that lost their Manager together come back apart.
-		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !sleep(ctx, wait/2+rand.N(wait/2+1)) {
 			return
 		}
 		wait = min(2*wait, a.cfg.BackOffTo)
@@ -258,14 +258,41 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 func (a *Agent) instanceConn(conn net.Conn) {
 	l := a.open(conn)
 	log := a.log.With("peer", conn.RemoteAddr().String())
-	known := introduced(conn, func() bool { return a.core.conns[l.id] != nil }, &a.mu)
+	if a.stranger(+1) > maxStrangers {
+		log.Warn("too many connections of nobody known: closed")
+		l.abort()
+	}
+	known := false
+	asked := map[InstanceID]proof{} // the kernel, which takes its time
 	err := l.read(func(m Message) {
-		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m)})
-		known()
+		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m, asked)})
+		if !known && a.speaks(l) {
+			known = true
+			a.stranger(-1)
+		}
 	}, a.badLine(l, ActorInstance, log))
+	if !known {
+		a.stranger(-1)
+	}
 	a.step(agentInput{Kind: agentLost, Conn: l.id})
 	a.close(l)
 	log.Debug("connection of an instance ended", "error", err)
+}
+
+// stranger counts the connections on which no instance has spoken yet. One may
+// be silent for long, so they are bounded in number and not in time.
+func (a *Agent) stranger(n int) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.strangers += n
+	return a.strangers
+}
+
+// speaks reports whether a connection is bound to an instance.
+func (a *Agent) speaks(l *link) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.core.conns[l.id] != nil
 }
 
 // badLine returns what a link does with a line that is no message: it is
@@ -313,12 +340,15 @@ func (a *Agent) close(l *link) {
 // prove finds out who sent the first message of a connection: by the secret
 // that only the instance was given, or else by asking the kernel which process
 // holds the other end.
-func (a *Agent) prove(l *link, m Message) proof {
+func (a *Agent) prove(l *link, m Message, asked map[InstanceID]proof) proof {
 	a.mu.Lock()
 	id, open := a.core.claim(l.id, m)
 	p := a.processes[id]
 	a.mu.Unlock()
-	if !open || p == nil {
+	if p == nil {
+		return proofFailed // not even if it is executed in this moment
+	}
+	if !open {
 		return proofNone
 	}
 	if secret := m.Head().Extension(extSecret); secret != "" {
@@ -331,13 +361,18 @@ func (a *Agent) prove(l *link, m Message) proof {
 	if p.process == nil {
 		return proofFailed
 	}
-	switch owns, known := p.process.Owns(l.conn); {
-	case !known:
-		return proofNone
-	case owns:
-		return proofGood
+	answer, done := asked[id]
+	if !done {
+		switch owns, known := p.process.Owns(l.conn); {
+		case !known:
+		case owns:
+			answer = proofGood
+		default:
+			answer = proofFailed
+		}
+		asked[id] = answer
 	}
-	return proofFailed
+	return answer
 }
 
 // step has the core take one input and carries out what it decides.
@@ -361,6 +396,10 @@ func (a *Agent) step(in agentInput) {
 		case agentClose:
 			if l := a.links[o.Conn]; l != nil {
 				l.close()
+			}
+		case agentAbort:
+			if l := a.links[o.Conn]; l != nil {
+				l.abort()
 			}
 		case agentLaunch:
 			a.launch(o)

@@ -53,6 +53,7 @@ type agentOutputKind uint8
 const (
 	agentSend    agentOutputKind = iota // Msg to Conn
 	agentClose                          // Conn, once what was sent is written
+	agentAbort                          // Conn, at once: its peer misbehaves
 	agentLaunch                         // Launch with Entry
 	agentProbe                          // tell when the ports of Instance listen
 	agentKill                           // Instance with all its children
@@ -78,6 +79,9 @@ const (
 	ownIDs = 1 << 62
 	// maxMarks bounds the health answers that are not known to be heard.
 	maxMarks = 16
+	// maxHardIDs bounds the hard_shutdown_requests for one instance that wait
+	// for its end.
+	maxHardIDs = 16
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
 	// endedKept is how many ended instances are remembered.
@@ -109,9 +113,10 @@ type agentCore struct {
 	lastOwn int64
 	stop    bool
 
-	timers   timerHeap
-	timerSeq uint64
-	dropped  uint64
+	timers     timerHeap
+	timerSeq   uint64
+	dropped    uint64
+	violations map[connID]int // of the protocol, by connection
 }
 
 // A report is a message of which the Manager may not know yet.
@@ -160,8 +165,8 @@ func newAgentCore(cfg AgentConfig, identity string) *agentCore {
 		conns:      map[connID]*agentInstance{},
 		instances:  map[InstanceID]*agentInstance{},
 		ended:      map[InstanceID]bool{},
-		relayed:    map[int64]*relayedRequest{},
-		lastOwn:    ownIDs,
+		relayed:    map[int64]*relayedRequest{}, violations: map[connID]int{},
+		lastOwn: ownIDs,
 	}
 	for i := range cfg.Repository {
 		c.repository[cfg.Repository[i].Service] = &cfg.Repository[i]
@@ -220,9 +225,18 @@ func (c *agentCore) send(conn connID, m Message) {
 	c.out = append(c.out, agentOutput{Kind: agentSend, Conn: conn, Msg: m})
 }
 
+// warn counts and logs what breaks the protocol. An instance's connection that
+// does little else ends.
 func (c *agentCore) warn(conn connID, text string) {
 	c.dropped++
-	c.out = append(c.out, agentOutput{Kind: agentWarn, Conn: conn, Text: text})
+	if conn != 0 {
+		c.violations[conn]++
+	}
+	if n := c.violations[conn]; n <= violationsKept {
+		c.out = append(c.out, agentOutput{Kind: agentWarn, Conn: conn, Text: text})
+	} else if n == maxViolations && conn != c.manager {
+		c.out = append(c.out, agentOutput{Kind: agentAbort, Conn: conn})
+	}
 }
 
 func (c *agentCore) ownID() int64 {
@@ -431,6 +445,7 @@ func (c *agentCore) answerFor(id InstanceID, want Type, messageID int64, status 
 
 // connLost handles the end of a connection, to the Manager or of an instance.
 func (c *agentCore) connLost(conn connID) {
+	delete(c.violations, conn)
 	if conn == c.manager {
 		c.manager, c.registered = 0, false
 		for _, i := range c.inOrder() {

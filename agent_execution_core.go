@@ -91,7 +91,7 @@ func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
 			ServiceInstanceID: m.ServiceInstanceID, Status: StatusOK})
 		return
 	}
-	if !slices.Contains(i.hardIDs, m.MessageID) {
+	if !slices.Contains(i.hardIDs, m.MessageID) && len(i.hardIDs) < maxHardIDs {
 		i.hardIDs = append(i.hardIDs, m.MessageID)
 	}
 	c.kill(i)
@@ -99,13 +99,17 @@ func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
 
 // kill has an instance killed, again and again until it has ended.
 func (c *agentCore) kill(i *agentInstance) {
-	i.killed = true
-	c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
-	c.after(c.cfg.RequestTimeout, func() {
-		if c.instances[i.id] == i {
-			c.kill(i)
-		}
-	})
+	if !i.killed {
+		i.killed = true
+		c.killOn(i)
+	}
+}
+
+func (c *agentCore) killOn(i *agentInstance) {
+	if c.instances[i.id] == i {
+		c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+		c.after(c.cfg.RequestTimeout, func() { c.killOn(i) })
+	}
 }
 
 // exited handles the end of an instance and all its children.

@@ -75,6 +75,10 @@ const (
 	defaultDialTimeout      = 45 * time.Second
 	defaultCallbackDeadline = 8 * time.Second
 	defaultSessionIdle      = 5 * time.Minute
+	// reconnectFrom and reconnectTo bound the wait between two attempts to
+	// reach the agent.
+	reconnectFrom = 20 * time.Millisecond
+	reconnectTo   = 2 * time.Second
 	// dialAttempts is how often a Dial asks for a destination, and
 	// refusedWindow how long it tries one that refuses: its instance may
 	// have been started just now and not listen yet.
@@ -217,18 +221,26 @@ func JoinWith(ctx context.Context, cfg JoinConfig) (*Instance, error) {
 
 // dialAgent tries to reach the agent until ctx ends.
 func (i *Instance) dialAgent(ctx context.Context) (net.Conn, error) {
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+	for wait := reconnectFrom; ; wait = min(2*wait, reconnectTo) {
 		conn, err := i.cfg.Transport.Dial(ctx, i.cfg.Launch.Agent)
 		if err == nil {
 			return conn, nil
 		}
-		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !sleep(ctx, wait/2+rand.N(wait/2+1)) {
 			return nil, err
 		}
+	}
+}
+
+// sleep waits, and reports whether ctx let it.
+func sleep(ctx context.Context, d time.Duration) bool {
+	pause := time.NewTimer(d)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -251,8 +263,9 @@ func (i *Instance) attach(conn net.Conn) *link {
 // serveAgent reads from the agent, and finds it again when it was away.
 // Sessions go on meanwhile.
 func (i *Instance) serveAgent(l *link) {
-	for l != nil {
-		bad := 0
+	const short = 5 * time.Second // a connection that ends sooner is not worth hurrying for
+	for wait := reconnectFrom; l != nil; {
+		bad, began := 0, time.Now()
 		err := l.read(func(m Message) {
 			i.step(instanceInput{Kind: instanceMessage, Msg: m})
 		}, func(p *ProtocolError) {
@@ -270,6 +283,12 @@ func (i *Instance) serveAgent(l *link) {
 			return
 		}
 		i.log.Warn("the agent is away", "error", err)
+		if time.Since(began) >= short {
+			wait = reconnectFrom
+		} else if !sleep(i.stopped, wait/2+rand.N(wait/2+1)) {
+			return
+		}
+		wait = min(2*wait, reconnectTo)
 		conn, err := i.dialAgent(i.stopped)
 		if err != nil {
 			return
@@ -289,7 +308,7 @@ func (i *Instance) step(in instanceInput) {
 		case instanceSend:
 			if i.link != nil {
 				err := i.link.send(o.Msg)
-				if errors.Is(err, net.ErrClosed) {
+				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
 					i.core.unsent(o.Msg)
 				} else if err != nil {
 					warnings = append(warnings, err.Error())

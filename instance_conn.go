@@ -181,11 +181,7 @@ func (i *Instance) connect(ctx context.Context, target netip.AddrPort) (net.Conn
 		if err == nil || !refused(err) || time.Now().After(until) {
 			return conn, err
 		}
-		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !sleep(ctx, wait/2+rand.N(wait/2+1)) {
 			return nil, err
 		}
 	}

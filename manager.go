@@ -38,7 +38,7 @@ type ManagerConfig struct {
 	// 5 s by default.
 	RequestTimeout time.Duration
 	// AckTimeout is how long a granted session may wait for its
-	// acknowledgment; 30 s by default.
+	// acknowledgment; 60 s by default, which is longer than a dial takes.
 	AckTimeout time.Duration
 	// HealthPeriod is the time between two health requests to each agent and
 	// each instance; 5 s by default.
@@ -141,7 +141,7 @@ func (c ManagerConfig) withDefaults() ManagerConfig {
 	c.StartTimeout = cmp.Or(c.StartTimeout, defaultStartTimeout)
 	c.DrainTimeout = cmp.Or(c.DrainTimeout, defaultDrainTimeout)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, defaultRequestTimeout)
-	c.AckTimeout = cmp.Or(c.AckTimeout, defaultStartTimeout)
+	c.AckTimeout = cmp.Or(c.AckTimeout, time.Minute)
 	c.HealthPeriod = cmp.Or(c.HealthPeriod, defaultHealthPeriod)
 	c.HealthMisses = cmp.Or(c.HealthMisses, 3)
 	c.LostAfter = cmp.Or(c.LostAfter, time.Minute)

@@ -261,12 +261,7 @@ func (c *managerCore) message(conn connID, m Message) {
 // violation records that a peer broke the protocol. Its message is dropped and
 // nothing else of it; a peer that does little else loses its connection.
 func (c *managerCore) violation(conn connID, cause string) {
-	c.dropped++
-	c.violations[conn]++
-	if n := c.violations[conn]; n == maxViolations {
-		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
-		cause = fmt.Sprintf("%s; %d violations, closed", cause, n)
-	} else if n > violationsKept {
+	if !c.misbehaves(conn) {
 		return
 	}
 	ev := Event{Kind: EventProtocolViolated, Status: StatusBadMessage, Cause: cause}
@@ -276,6 +271,18 @@ func (c *managerCore) violation(conn connID, cause string) {
 	c.record(ev)
 }
 
+// misbehaves counts a peer's misconduct, ends a connection that has little else
+// to offer, and reports whether the history shall have it.
+func (c *managerCore) misbehaves(conn connID) bool {
+	c.dropped++
+	c.violations[conn]++
+	n := c.violations[conn]
+	if n == maxViolations {
+		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
+	}
+	return n <= violationsKept
+}
+
 // register takes in an agent, or takes it back (PROTOCOL section 3,
 // Registration).
 func (c *managerCore) register(conn connID, m *InitiationRequest) {
@@ -283,10 +290,15 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: &InitiationResponse{
 			Header: Header{MessageID: m.MessageID, Extensions: []Extension{{extHeard, "0"}}}, Status: s}})
 	}
+	refuse := func(s Status, cause string) {
+		if c.misbehaves(conn) {
+			c.record(Event{Kind: EventAgentRefused, Node: m.AgentNetworkAddress, Status: s, Cause: cause})
+		}
+		answer(s)
+	}
 	addr, identity := m.AgentNetworkAddress, m.Extension(extAgent)
 	if a := c.conns[conn]; a != nil && a.addr != addr {
-		c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusConflict, Cause: "this connection registered as " + a.addr.String()})
-		answer(StatusConflict)
+		refuse(StatusConflict, "this connection registered as "+a.addr.String())
 		return
 	}
 	running, err := parseInstanceList(m.Extension(extInstances))
@@ -298,8 +310,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 	a, back := c.byAddr[addr], false
 	if a != nil && a.up() && a.conn != conn {
 		if identity == "" || identity != a.identity {
-			c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusConflict, Cause: "the address belongs to another agent"})
-			answer(StatusConflict)
+			refuse(StatusConflict, "the address belongs to another agent")
 			return
 		}
 		// The same agent came back before its old connection was seen to end.
@@ -319,8 +330,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 		cause = "came back"
 	}
 	if a == nil && len(c.agents) >= maxAgents {
-		c.record(Event{Kind: EventAgentRefused, Node: addr, Status: StatusUnavailable, Cause: "too many agents"})
-		answer(StatusUnavailable)
+		refuse(StatusUnavailable, "too many agents")
 		return
 	}
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
@@ -490,6 +500,10 @@ func (c *managerCore) command(id callID, cmd any) {
 		slot := c.sessions.lookup(cmd.id)
 		if slot == 0 {
 			fail(fmt.Errorf("close session %s: %w", cmd.id, ErrNotFound))
+			return
+		}
+		if s := c.sessions.at(slot); !c.slots[s.src].a.up() && !c.slots[s.dst].a.up() {
+			fail(fmt.Errorf("close session %s: the agents of both its ends are away: %w", cmd.id, ErrUnavailable))
 			return
 		}
 		c.closeSession(slot, "operator")

@@ -411,7 +411,7 @@ func parseInstanceList(s string) ([]InstanceID, error) {
 	for _, part := range strings.Split(s, ", ") {
 		id, err := strconv.ParseInt(part, 10, 64)
 		if err != nil || id <= 0 {
-			return nil, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extInstances, Value: strings.Clone(part), Reason: "not an instance id"}
+			return nil, &ProtocolError{Status: StatusBadMessage, Type: TypeInitiationRequest.String(), Field: extInstances, Value: clip(part), Reason: "not an instance id"}
 		}
 		ids = append(ids, InstanceID(id))
 	}

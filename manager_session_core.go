@@ -61,7 +61,7 @@ func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
 			s := c.sessions.at(slot)
 			if int(s.edge) != edge {
 				// Its acknowledgment could not be told from the other's.
-				c.violation(a.conn, fmt.Sprintf("session_request %d of instance %d names another edge than before", m.MessageID, src.id))
+				c.dropped++
 				c.send(a, sessionFailure(m, StatusBadMessage))
 				return
 			}
@@ -208,6 +208,7 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 	slot := c.offers[key]
 	if slot == 0 {
 		c.dropped++ // a duplicate, or too late
+		c.lateAck(src, m)
 		return
 	}
 	c.takeOffer(key, slot)
@@ -240,6 +241,25 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 	}
 }
 
+// lateAck has a session closed that was opened after its offer had expired: the
+// Manager knows of every session, or it is none.
+func (c *managerCore) lateAck(src *instance, m *SessionAck) {
+	old, ok := src.answers.granted(m.MessageID)
+	dst := c.instances[old.dest]
+	if !ok || dst == nil || !m.Status.Success() || m.SourcePlugPort == 0 || m.DestSocketNewPort == 0 ||
+		c.findSession(src.a, m.SourcePlugPort, dst, func(s *session) bool { return s.src == src.slot }) != 0 {
+		return
+	}
+	e := &src.v.edges[old.edge]
+	c.askEnd(src, &SourceSessionCloseRequest{
+		Header:            Header{SubType: ManagerToAgent},
+		SourceServiceName: src.v.service, SourceServiceInstanceID: src.id, SourceServiceInstanceNetworkAddress: src.a.addr,
+		SourcePlugName: e.plug, SourcePlugPort: m.SourcePlugPort, DestServiceName: e.to.service,
+		DestServiceInstanceNetworkAddress: old.address, DestSocketName: e.socket,
+		DestSocketPort: old.port, DestSocketNewPort: m.DestSocketNewPort,
+	}, TypeSourceSessionCloseResponse, func(Status) {})
+}
+
 // takeOffer takes an offer out of the tables. Its answer stays known, for a
 // duplicate of the request.
 func (c *managerCore) takeOffer(key offerKey, slot uint32) {
@@ -265,9 +285,16 @@ func (c *managerCore) expireOffers() {
 	for len(c.expiries) > 0 && c.expiries[0].at <= c.now {
 		x := c.expiries[0]
 		c.expiries = c.expiries[1:]
-		if slot := c.sessions.lookup(x.id); slot != 0 && c.offers[x.key] == slot {
-			c.sessionClosed(slot, StatusTimeout, "not acknowledged")
+		slot := c.sessions.lookup(x.id)
+		if slot == 0 || c.offers[x.key] != slot {
+			continue
 		}
+		if a := c.slots[c.sessions.at(slot).src].a; !a.up() && !a.lost {
+			// Its acknowledgment may be waiting for the agent to come back.
+			c.expiries = append(c.expiries, offerExpiry{c.now + c.cfg.AckTimeout, x.key, x.id})
+			continue
+		}
+		c.sessionClosed(slot, StatusTimeout, "not acknowledged")
 	}
 }
 

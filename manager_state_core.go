@@ -269,6 +269,16 @@ func (r *answerRing) add(a sessionAnswer) {
 	r.next = (r.next + 1) % answersKept
 }
 
+// granted returns the answer to a request that was granted.
+func (r *answerRing) granted(messageID int64) (sessionAnswer, bool) {
+	for _, a := range r.ring {
+		if a.messageID == messageID && a.status.Success() {
+			return a, true
+		}
+	}
+	return sessionAnswer{}, false
+}
+
 func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 	for i := range r.ring {
 		if r.ring[i].messageID == messageID && r.ring[i].edge == edge {

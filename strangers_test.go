@@ -1,32 +1,53 @@
 package ssmmp
 
 import (
+	"errors"
 	"net"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// A connection on which nobody says in time who it is ends, at the Manager and
-// at an agent; one that did may be silent for as long as it likes.
+// A connection to the Manager on which nobody registers in time ends; an agent
+// that did may be silent for as long as it likes. To an agent it may be silent,
+// since an instance that has sockets only has nothing to say, but there are only
+// so many of them.
 func TestStrangersEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{nineGraph(t)}}, 1)
 		defer s.close()
 		synctest.Wait()
-		n := s.nodes[0]
-		for _, at := range []struct {
-			dial Transport
-			addr string
-		}{{s.managers, s.address}, {n.transport, "localhost:55556"}} {
-			conn, err := at.dial.Dial(t.Context(), at.addr)
+		dial := func(from Transport, addr string) net.Conn {
+			t.Helper()
+			conn, err := from.Dial(t.Context(), addr)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close()
-			wantEndAfter(t, conn, introductionTime)
+			return conn
 		}
+		conn := dial(s.managers, s.address)
+		defer conn.Close()
+		wantEndAfter(t, conn, introductionTime)
+
+		var silent []net.Conn
+		for range maxStrangers {
+			silent = append(silent, dial(s.nodes[0].transport, "localhost:55556"))
+			synctest.Wait()
+		}
+		wantEndAfter(t, dial(s.nodes[0].transport, "localhost:55556"), 0)
 		time.Sleep(10 * introductionTime)
+		for i, conn := range silent {
+			conn.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("silent connection %d: %v", i, err)
+			}
+			conn.Close()
+		}
+		synctest.Wait()
+		if n := s.nodes[0].agent.stranger(0); n != 0 {
+			t.Errorf("%d strangers are counted, and none is there", n)
+		}
 		for ev := range s.m.Events(t.Context(), 0) {
 			if ev.Kind != EventAgentRegistered {
 				t.Errorf("the agent that registered lost its connection: %s", ev)
