@@ -1,0 +1,243 @@
+package ssmmp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Faults that were found once, each with what must hold since.
+
+// A swallowing transport loses what is said to one address, and breaks that
+// connection, when it is told to.
+type swallowing struct {
+	Transport
+	addr string
+	last atomic.Pointer[swallowingConn]
+}
+
+type swallowingConn struct {
+	net.Conn
+	swallows atomic.Bool
+}
+
+func (s *swallowing) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := s.Transport.Dial(ctx, addr)
+	if err != nil || addr != s.addr {
+		return conn, err
+	}
+	c := &swallowingConn{Conn: conn}
+	s.last.Store(c)
+	return c, nil
+}
+
+func (c *swallowingConn) Write(b []byte) (int, error) {
+	if c.swallows.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// A session whose end was reported on a connection that broke before the
+// Manager read it does not stay open there.
+func TestMeshReportsLost(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := nineGraph(t)
+		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 0)
+		defer s.close()
+		host, err := s.managers.(*MemHost).net.Host(nodeAddr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lossy := &swallowing{Transport: host, addr: s.address}
+		repo := s.repository(g)
+		for i := range repo {
+			repo[i].Launcher = FuncLauncher(func(ctx context.Context, l Launch) error { return s.serveTest(ctx, l, host) })
+		}
+		s.addNode(nodeAddr, lossy, "", repo)
+		s.deploy(g.Name)
+		conn, err := s.instance(1).Dial(t.Context(), "P1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := len(s.m.Snapshot().Sessions); n != 1 {
+			t.Fatalf("%d sessions, want 1", n)
+		}
+		lossy.last.Load().swallows.Store(true)
+		conn.Close()
+		time.Sleep(2 * time.Second)
+		lossy.last.Load().Conn.Close()
+		time.Sleep(10 * time.Second)
+		if left := s.m.Snapshot().Sessions; len(left) > 0 {
+			t.Errorf("still open at the Manager: %+v", left)
+		}
+	})
+}
+
+// Nobody can claim an instance that is executed while the claim is on its way.
+func TestAgentClaimBeforeExecution(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, err := NewAgent(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr, Repository: []RepositoryEntry{
+			{Service: "A", Launcher: FuncLauncher(func(ctx context.Context, _ Launch) error { <-ctx.Done(); return nil })}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.timer = time.AfterFunc(time.Hour, func() {})
+		defer a.timer.Stop()
+		a.step(agentInput{Kind: agentManagerUp, Conn: 1})
+		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: a.core.registerID}, Status: StatusOK}})
+		hello := &InstanceHealthResponse{Header: Header{MessageID: 1, SubType: ServiceInstanceToAgent}, ServiceInstanceID: 7, Status: StatusOK}
+		early := a.prove(&link{id: 9}, hello, map[InstanceID]proof{})
+		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: messageOf(t, startA7)})
+		a.step(agentInput{Kind: agentMessage, Conn: 9, Msg: hello, Proof: early})
+		if a.speaks(&link{id: 9}) {
+			t.Error("a claim made before the execution was believed")
+		}
+		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &HardShutdownRequest{Header: Header{MessageID: 100, SubType: ManagerToAgent}, ServiceName: "A", ServiceInstanceID: 7}})
+		a.wg.Wait()
+	})
+}
+
+// Two programs that are both the same instance do not drive each other round.
+func TestMeshTwoJoins(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := nineGraph(t)
+		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 1)
+		defer s.close()
+		s.deploy(g.Name)
+		first := s.instance(1)
+		second, err := JoinWith(t.Context(), JoinConfig{Launch: first.cfg.Launch, Transport: s.nodes[0].transport})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := s.nodes[0].agent
+		connections := func() connID {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.lastConn
+		}
+		before := connections()
+		time.Sleep(time.Minute)
+		if n := connections() - before; n > 200 {
+			t.Errorf("%d connections in a minute", n)
+		}
+		second.Close()
+		first.Close()
+	})
+}
+
+// However often it is asked for, one kill of an instance is under way.
+func TestAgentKillsOnce(t *testing.T) {
+	t.Parallel()
+	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
+	a.message(1, startA7)
+	a.step(agentInput{Kind: agentStarted, Instance: 7})
+	for n := range 60 {
+		a.now += 10 * time.Second
+		a.message(1, fmt.Sprintf("type: hard_shutdown_request ~ message_id: %d ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: 7", 100+n))
+	}
+	if n := len(a.c.timers); n > 1 {
+		t.Errorf("%d timers", n)
+	}
+	if n := len(a.c.instances[7].hardIDs); n > maxHardIDs {
+		t.Errorf("%d requests wait for an answer", n)
+	}
+}
+
+// sessionCore returns a Manager's core with a session offered from instance 1 to
+// instance 2, both on one node, and what steps it.
+func sessionCore(t *testing.T) (c *managerCore, say func(conn connID, line string) []managerOutput, pass func(time.Duration) []managerOutput) {
+	cfg := (&ManagerConfig{Graphs: coreGraphs(t), FirstInstance: 1, HealthPeriod: time.Hour, LostAfter: 10 * time.Minute}).withDefaults()
+	cfg.firstMessage = 0
+	c = newManagerCore(cfg)
+	now := time.Duration(0)
+	say = func(conn connID, line string) []managerOutput {
+		out, _ := c.Step(managerInput{Now: now, Kind: managerMessage, Conn: conn, Msg: messageOf(t, line)})
+		return out
+	}
+	pass = func(d time.Duration) []managerOutput {
+		now += d
+		out, _ := c.Step(managerInput{Now: now, Kind: managerTime})
+		return out
+	}
+	say(1, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one"))
+	c.Step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}})
+	say(1, fmt.Sprintf("type: execution_response ~ message_id: %d ~ status: 200", c.instances[1].execute))
+	say(1, "type: session_request ~ message_id: 1 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1")
+	say(1, fmt.Sprintf("type: execution_response ~ message_id: %d ~ status: 200", c.instances[2].execute))
+	return c, say, pass
+}
+
+const ackOne = "type: session_ack ~ message_id: 1 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_plug_port: 40000 ~ dest_socket_new_port: 54000 ~ status: 200"
+
+// An acknowledgment that waits for its agent to come back opens the session.
+func TestManagerAckWhileAway(t *testing.T) {
+	t.Parallel()
+	c, say, pass := sessionCore(t)
+	c.Step(managerInput{Kind: managerLost, Conn: 1})
+	pass(5 * time.Minute)
+	say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))
+	say(2, ackOne)
+	if s := c.snapshot().Sessions; len(s) != 1 || s[0].State != SessionOpen {
+		t.Errorf("sessions %+v, want the one open", s)
+	}
+}
+
+// A session that is acknowledged after its offer has expired is closed; an
+// acknowledgment that only comes twice closes nothing.
+func TestManagerLateAck(t *testing.T) {
+	t.Parallel()
+	closes := func(out []managerOutput) (n int) {
+		for _, o := range out {
+			if m, ok := o.Msg.(*SourceSessionCloseRequest); ok && m.SourcePlugPort == 40000 {
+				n++
+			}
+		}
+		return n
+	}
+	c, say, pass := sessionCore(t)
+	pass(2 * time.Minute)
+	if n := len(c.snapshot().Sessions); n != 0 {
+		t.Fatalf("%d sessions, want the offer to have expired", n)
+	}
+	if n := closes(say(1, ackOne)); n != 1 {
+		t.Errorf("%d close requests for the session that is too late, want 1", n)
+	}
+
+	_, say, _ = sessionCore(t)
+	if n := closes(say(1, ackOne)) + closes(say(1, ackOne)); n != 0 {
+		t.Errorf("%d close requests for one that was acknowledged twice", n)
+	}
+}
+
+// Closing a session that neither end can be told to close is an error.
+func TestManagerCloseAway(t *testing.T) {
+	t.Parallel()
+	c, say, _ := sessionCore(t)
+	say(1, ackOne)
+	id := c.snapshot().Sessions[0].ID
+	c.Step(managerInput{Kind: managerLost, Conn: 1})
+	out, _ := c.Step(managerInput{Kind: managerCommand, Call: 2, Cmd: closeCommand{id}})
+	if len(out) != 1 || !errors.Is(out[0].Err, ErrUnavailable) || len(c.snapshot().Sessions) != 1 {
+		t.Errorf("%+v with %+v, want ErrUnavailable and the session as it was", out, c.snapshot().Sessions)
+	}
+}
+
+// An instance that breaks the protocol does not cost its node the Manager.
+func TestManagerInstanceMisbehaves(t *testing.T) {
+	t.Parallel()
+	c, say, _ := sessionCore(t)
+	for range maxViolations + 1 {
+		say(1, "type: session_request ~ message_id: 1 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P2 ~ dest_service_name: B ~ dest_socket_name: S2")
+	}
+	if c.agents[0].conn != 1 || c.violations[1] != 0 {
+		t.Errorf("%d violations are held against the agent", c.violations[1])
+	}
+}
