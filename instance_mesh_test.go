@@ -47,7 +47,7 @@ func newPuppets(t *testing.T, cfg ManagerConfig, join JoinConfig, slow time.Dura
 		run := FuncLauncher(func(ctx context.Context, l Launch) error {
 			join := join
 			join.Launch, join.Transport = l, host
-			if l.Service == "B" {
+			if l.Service == "B" && slow > 0 {
 				<-time.After(slow)
 			}
 			inst, err := JoinWith(ctx, join)

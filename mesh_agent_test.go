@@ -524,7 +524,7 @@ func TestMeshFlapping(t *testing.T) {
 							select {
 							case <-over:
 								return
-							case <-time.After(time.Duration(rnd.IntN(1000)) * time.Millisecond):
+							case <-time.After(time.Duration(1+rnd.IntN(1000)) * time.Millisecond):
 							}
 							service, plug := "gw", []string{"P", "Pd"}[n%2]
 							if n%3 == 0 {

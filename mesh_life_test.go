@@ -444,7 +444,9 @@ type lateConn struct {
 
 func (c *lateConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	<-time.After(time.Duration(c.gate.lag.Load()))
+	if lag := time.Duration(c.gate.lag.Load()); lag > 0 {
+		<-time.After(lag)
+	}
 	return n, err
 }
 
