@@ -112,7 +112,7 @@ func TestMeshCrashLoop(t *testing.T) {
 			defer inst.Close()
 			defer p.end()
 			select {
-			case <-time.After(time.Duration(live.Load())):
+			case <-time.After(max(1, time.Duration(live.Load()))):
 			case <-inst.Done():
 			}
 			return errors.New("crash")
