@@ -111,9 +111,11 @@ func TestMeshCrashLoop(t *testing.T) {
 			}
 			defer inst.Close()
 			defer p.end()
-			select {
-			case <-time.After(max(1, time.Duration(live.Load()))):
-			case <-inst.Done():
+			if d := time.Duration(live.Load()); d > 0 {
+				select {
+				case <-time.After(d):
+				case <-inst.Done():
+				}
 			}
 			return errors.New("crash")
 		})
