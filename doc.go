@@ -101,21 +101,22 @@
 // # Extension lines
 //
 // Lines whose names begin with "x_" may follow the specified ones. This package
-// sends five, and works, with less, with a peer that sends none:
+// sends six, and works, with less, with a peer that sends none:
 //
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
 //     refused, where with it the newer supersedes the older.
 //   - x_instances in initiation_request: the ids of what the agent runs, "7, 9".
-//   - x_heard in initiation_response and agent_health_control_request: the last health answer
-//     that the Manager has, and with it all reports before; the agent sends later ones again
-//     when the connection broke.
 //     With neither of these two the Manager takes all that it asked the agent to
 //     run to run on.
+//   - x_heard in initiation_response and agent_health_control_request: the last
+//     health answer that the Manager has, and with it all reports before. The
+//     agent sends later ones again when the connection broke.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
-//   - x_reason in a failed session_response: more for a person. By it a dial
-//     tells [ErrManagerAway] from [ErrUnavailable].
+//   - x_reason in a failed session_response, and in the answer to a request that
+//     could not be decoded: more for a person. By it a dial tells
+//     [ErrManagerAway] from [ErrUnavailable].
 //   - x_secret in the hello of an instance: that it is the one its agent
 //     executed. Agents take it out before they relay.
 //

@@ -241,3 +241,55 @@ func TestManagerInstanceMisbehaves(t *testing.T) {
 		t.Errorf("%d violations are held against the agent", c.violations[1])
 	}
 }
+
+// Many offers that expire at once all end, and nothing else does.
+func TestManagerOffersExpireTogether(t *testing.T) {
+	t.Parallel()
+	c, say, pass := sessionCore(t)
+	for id := 2; id <= 200; id++ {
+		say(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", id))
+	}
+	if n := len(c.snapshot().Sessions); n != 200 {
+		t.Fatalf("%d offers, want 200", n)
+	}
+	pass(2 * time.Minute)
+	if n := len(c.snapshot().Sessions); n != 0 || len(c.offers) != 0 || len(c.snapshot().Instances) != 2 {
+		t.Errorf("%d sessions and %d offers are left, of %d instances", n, len(c.offers), len(c.snapshot().Instances))
+	}
+}
+
+// An acknowledgment that names no ports opens nothing and leaves nothing.
+func TestManagerAckWithoutPorts(t *testing.T) {
+	t.Parallel()
+	c, _, _ := sessionCore(t)
+	c.Step(managerInput{Kind: managerMessage, Conn: 1, Msg: &SessionAck{Header: Header{MessageID: 1, SubType: AgentToManager},
+		SourceServiceName: "A", SourceServiceInstanceID: 1, Status: StatusOK}})
+	if n := len(c.snapshot().Sessions); n != 0 || c.sessions.indexed != 0 {
+		t.Errorf("%d sessions, %d in the index, want none", n, c.sessions.indexed)
+	}
+}
+
+// An agent that cannot kill is asked again later, not at once.
+func TestManagerKillFails(t *testing.T) {
+	t.Parallel()
+	c, say, pass := sessionCore(t)
+	c.Step(managerInput{Kind: managerCommand, Call: 2, Cmd: shutdownCommand{2, true}})
+	asked := func(out []managerOutput) (ids []int64) {
+		for _, o := range out {
+			if m, ok := o.Msg.(*HardShutdownRequest); ok {
+				ids = append(ids, m.MessageID)
+			}
+		}
+		return ids
+	}
+	first := asked(pass(6 * time.Second))
+	if len(first) != 1 {
+		t.Fatalf("asked %d times, want once", len(first))
+	}
+	if again := asked(say(1, fmt.Sprintf("type: hard_shutdown_response ~ message_id: %d ~ sub_type: agent_to_Manager ~ service_instance_id: 2 ~ status: 500", first[0]))); len(again) != 0 {
+		t.Errorf("asked %d times at once", len(again))
+	}
+	if again := asked(pass(6 * time.Second)); len(again) != 1 {
+		t.Errorf("asked %d times later, want once", len(again))
+	}
+}
