@@ -95,7 +95,8 @@ func (c *AgentConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
-func (c AgentConfig) withDefaults() AgentConfig {
+// WithDefaults returns a copy with defaults in place of zero values.
+func (c AgentConfig) WithDefaults() AgentConfig {
 	c.Repository = append([]RepositoryEntry(nil), c.Repository...)
 	c.Address = c.Address.Unmap()
 	c.Listen = cmp.Or(c.Listen, defaultAgent(c.Address))
@@ -122,9 +123,9 @@ type Agent struct {
 	started  time.Time
 
 	mu        sync.Mutex // guards what follows; held during a step, never across I/O
-	core      *agentCore
-	links     map[connID]*link
-	lastConn  connID
+	core      *AgentCore
+	links     map[ConnID]*link
+	lastConn  ConnID
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
 	strangers int
@@ -152,13 +153,13 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
+	cfg = cfg.WithDefaults()
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, identity: uuid.NewString(), started: time.Now(),
-		links: map[connID]*link{}, processes: map[InstanceID]*agentProcess{},
+		links: map[ConnID]*link{}, processes: map[InstanceID]*agentProcess{},
 		empty: make(chan struct{}), done: make(chan struct{}),
 	}
-	a.core = newAgentCore(cfg, a.identity)
+	a.core = NewAgentCore(cfg, a.identity)
 	return a, nil
 }
 
@@ -174,7 +175,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, ErrClosed)
 	}
 	a.running = true
-	a.timer = time.AfterFunc(time.Hour, func() { a.step(agentInput{Kind: agentTime}) })
+	a.timer = time.AfterFunc(time.Hour, func() { a.step(AgentInput{Kind: AgentInputTime}) })
 	a.mu.Unlock()
 
 	ln, err := a.cfg.Transport.Listen(ctx, a.cfg.Listen)
@@ -199,7 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.wg.Go(func() { a.reachManager(manager) })
 
 	<-ctx.Done()
-	a.step(agentInput{Kind: agentStop})
+	a.step(AgentInput{Kind: AgentInputStop})
 	<-a.empty
 
 	hangUp()
@@ -239,16 +240,16 @@ func (a *Agent) reachManager(ctx context.Context) {
 // Manager registered this agent on it.
 func (a *Agent) managerConn(conn net.Conn) bool {
 	l := a.open(conn)
-	a.step(agentInput{Kind: agentManagerUp, Conn: l.id})
+	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: l.id})
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
 	registered := false
 	err := l.read(func(m Message) {
-		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m})
 		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
 			registered = true
 		}
 	}, a.badLine(l, ActorManager, a.log))
-	a.step(agentInput{Kind: agentLost, Conn: l.id})
+	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
 	a.log.Warn("connection to the Manager ended", "error", err)
 	return registered
@@ -263,9 +264,9 @@ func (a *Agent) instanceConn(conn net.Conn) {
 		l.abort()
 	}
 	known := false
-	asked := map[InstanceID]proof{} // the kernel, which takes its time
+	asked := map[InstanceID]Proof{} // the kernel, which takes its time
 	err := l.read(func(m Message) {
-		a.step(agentInput{Kind: agentMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m, asked)})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m, asked)})
 		if !known && a.speaks(l) {
 			known = true
 			a.stranger(-1)
@@ -274,7 +275,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 	if !known {
 		a.stranger(-1)
 	}
-	a.step(agentInput{Kind: agentLost, Conn: l.id})
+	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
 	log.Debug("connection of an instance ended", "error", err)
 }
@@ -340,35 +341,35 @@ func (a *Agent) close(l *link) {
 // prove finds out who sent the first message of a connection: by the secret
 // that only the instance was given, or else by asking the kernel which process
 // holds the other end.
-func (a *Agent) prove(l *link, m Message, asked map[InstanceID]proof) proof {
+func (a *Agent) prove(l *link, m Message, asked map[InstanceID]Proof) Proof {
 	a.mu.Lock()
 	id, open := a.core.claim(l.id, m)
 	p := a.processes[id]
 	a.mu.Unlock()
 	if p == nil {
-		return proofFailed // not even if it is executed in this moment
+		return ProofFailed // not even if it is executed in this moment
 	}
 	if !open {
-		return proofNone
+		return ProofNone
 	}
 	if secret := m.Head().Extension(extSecret); secret != "" {
 		if subtle.ConstantTimeCompare([]byte(secret), []byte(p.secret)) == 1 {
-			return proofGood
+			return ProofGood
 		}
-		return proofFailed
+		return ProofFailed
 	}
 	<-p.launched
 	if p.process == nil {
-		return proofFailed
+		return ProofFailed
 	}
 	answer, done := asked[id]
 	if !done {
 		switch owns, known := p.process.Owns(l.conn); {
 		case !known:
 		case owns:
-			answer = proofGood
+			answer = ProofGood
 		default:
-			answer = proofFailed
+			answer = ProofFailed
 		}
 		asked[id] = answer
 	}
@@ -376,43 +377,43 @@ func (a *Agent) prove(l *link, m Message, asked map[InstanceID]proof) proof {
 }
 
 // step has the core take one input and carries out what it decides.
-func (a *Agent) step(in agentInput) {
+func (a *Agent) step(in AgentInput) {
 	a.mu.Lock()
 	in.Now = time.Since(a.started)
-	var warnings []agentOutput
+	var warnings []AgentOutput
 	for _, o := range a.core.Step(in) {
 		switch o.Kind {
-		case agentSend:
+		case AgentOutputSend:
 			if l := a.links[o.Conn]; l != nil {
 				if err := l.send(o.Msg); err != nil {
 					if o.Conn == a.core.manager {
 						a.core.unsent(o.Msg)
 					}
 					if !errors.Is(err, net.ErrClosed) {
-						warnings = append(warnings, agentOutput{Kind: agentWarn, Conn: o.Conn, Text: err.Error()})
+						warnings = append(warnings, AgentOutput{Kind: AgentOutputWarn, Conn: o.Conn, Text: err.Error()})
 					}
 				}
 			}
-		case agentClose:
+		case AgentOutputClose:
 			if l := a.links[o.Conn]; l != nil {
 				l.close()
 			}
-		case agentAbort:
+		case AgentOutputAbort:
 			if l := a.links[o.Conn]; l != nil {
 				l.abort()
 			}
-		case agentLaunch:
+		case AgentOutputLaunch:
 			a.launch(o)
-		case agentProbe:
+		case AgentOutputProbe:
 			id, sockets := o.Instance, a.core.instances[o.Instance].sockets
 			a.wg.Go(func() { a.probe(id, sockets) })
-		case agentKill:
+		case AgentOutputKill:
 			if p := a.processes[o.Instance]; p != nil {
 				a.wg.Go(func() { a.kill(o.Instance, p) })
 			}
-		case agentEmpty:
+		case AgentOutputEmpty:
 			close(a.empty)
-		case agentWarn, agentRefused:
+		case AgentOutputWarn, AgentOutputRefused:
 			warnings = append(warnings, o)
 		}
 	}
@@ -421,7 +422,7 @@ func (a *Agent) step(in agentInput) {
 	}
 	a.mu.Unlock()
 	for _, w := range warnings {
-		if w.Kind == agentRefused {
+		if w.Kind == AgentOutputRefused {
 			a.log.Error("the Manager refused this agent", "status", w.Status.String())
 		} else {
 			a.log.Warn(w.Text)
@@ -430,7 +431,7 @@ func (a *Agent) step(in agentInput) {
 }
 
 // launch executes an instance and follows it to its end. a.mu is held.
-func (a *Agent) launch(o agentOutput) {
+func (a *Agent) launch(o AgentOutput) {
 	p := &agentProcess{secret: uuid.NewString(), launched: make(chan struct{})}
 	a.processes[o.Instance] = p
 	o.Launch.Agent, o.Launch.Secret = a.listen, p.secret
@@ -443,12 +444,12 @@ func (a *Agent) launch(o agentOutput) {
 			a.log.Info("executed", "service", o.Launch.Service, "instance", o.Instance, "pid", process.PID())
 		}
 		close(p.launched)
-		a.step(agentInput{Kind: agentStarted, Instance: o.Instance, Err: err})
+		a.step(AgentInput{Kind: AgentInputStarted, Instance: o.Instance, Err: err})
 		if err == nil {
 			exit := process.Wait()
 			a.hearOut(o.Instance)
 			a.log.Info("ended", "service", o.Launch.Service, "instance", o.Instance, "exit", exit.String(), "reason", exit.Reason)
-			a.step(agentInput{Kind: agentExited, Instance: o.Instance, Exit: exit})
+			a.step(AgentInput{Kind: AgentInputExited, Instance: o.Instance, Exit: exit})
 		}
 		a.mu.Lock()
 		delete(a.processes, o.Instance)
@@ -504,7 +505,7 @@ func (a *Agent) probe(id InstanceID, sockets []SocketPort) {
 			return
 		}
 		if a.listening(sockets) {
-			a.step(agentInput{Kind: agentPortsListen, Instance: id})
+			a.step(AgentInput{Kind: AgentInputPortsListen, Instance: id})
 			return
 		}
 	}

@@ -14,57 +14,61 @@ import (
 // or randomness. It relays between the Manager and the instances of its node,
 // changing only sub_type, and it executes and kills.
 
-type agentInputKind uint8
+// An AgentInputKind tells what an AgentInput is.
+type AgentInputKind uint8
 
 const (
-	agentTime        agentInputKind = iota // nothing but the time
-	agentManagerUp                         // Conn to the Manager opened
-	agentMessage                           // Msg arrived on Conn
-	agentLost                              // Conn ended
-	agentStarted                           // Instance was launched, or not: Err
-	agentPortsListen                       // all configured ports of Instance listen
-	agentExited                            // all of Instance has ended, as Exit says
-	agentStop                              // shut all instances down
+	AgentInputTime        AgentInputKind = iota // nothing but the time
+	AgentInputManagerUp                         // Conn to the Manager opened
+	AgentInputMessage                           // Msg arrived on Conn
+	AgentInputLost                              // Conn ended
+	AgentInputStarted                           // Instance was launched, or not: Err
+	AgentInputPortsListen                       // all configured ports of Instance listen
+	AgentInputExited                            // all of Instance has ended, as Exit says
+	AgentInputStop                              // shut all instances down
 )
 
-type agentInput struct {
+// An AgentInput is one thing that happens to an agent.
+type AgentInput struct {
 	Now      time.Duration // since the agent's start, monotonic
-	Kind     agentInputKind
-	Conn     connID
+	Kind     AgentInputKind
+	Conn     ConnID
 	Msg      Message // borrowed: valid during the Step only
-	Proof    proof   // of who sent Msg
+	Proof    Proof   // of who sent Msg
 	Instance InstanceID
 	Err      error
 	Exit     Exit
 }
 
-// A proof says what is known of a claim to be an instance (PROTOCOL section 3,
+// A Proof says what is known of a claim to be an instance (PROTOCOL section 3,
 // Hello).
-type proof uint8
+type Proof uint8
 
 const (
-	proofNone   proof = iota // it cannot be found out here
-	proofGood                // the instance's secret, or its process, holds the connection
-	proofFailed              // another process holds it, or the secret is wrong
+	ProofNone   Proof = iota // it cannot be found out here
+	ProofGood                // the instance's secret, or its process, holds the connection
+	ProofFailed              // another process holds it, or the secret is wrong
 )
 
-type agentOutputKind uint8
+// An AgentOutputKind tells what an AgentOutput asks for.
+type AgentOutputKind uint8
 
 const (
-	agentSend    agentOutputKind = iota // Msg to Conn
-	agentClose                          // Conn, once what was sent is written
-	agentAbort                          // Conn, at once: its peer misbehaves
-	agentLaunch                         // Launch with Entry
-	agentProbe                          // tell when the ports of Instance listen
-	agentKill                           // Instance with all its children
-	agentWarn                           // Text is for the log: a peer broke the protocol
-	agentRefused                        // the Manager refused the registration with Status
-	agentEmpty                          // after agentStop: nothing runs any more
+	AgentOutputSend    AgentOutputKind = iota // Msg to Conn
+	AgentOutputClose                          // Conn, once what was sent is written
+	AgentOutputAbort                          // Conn, at once: its peer misbehaves
+	AgentOutputLaunch                         // Launch with Entry
+	AgentOutputProbe                          // tell when the ports of Instance listen
+	AgentOutputKill                           // Instance with all its children
+	AgentOutputWarn                           // Text is for the log: a peer broke the protocol
+	AgentOutputRefused                        // the Manager refused the registration with Status
+	AgentOutputEmpty                          // after AgentInputStop: nothing runs any more
 )
 
-type agentOutput struct {
-	Kind     agentOutputKind
-	Conn     connID
+// An AgentOutput is one thing that the core wants done.
+type AgentOutput struct {
+	Kind     AgentOutputKind
+	Conn     ConnID
 	Msg      Message
 	Launch   Launch
 	Entry    *RepositoryEntry
@@ -88,15 +92,17 @@ const (
 	endedKept = 1 << 14
 )
 
-type agentCore struct {
+// An AgentCore decides what an agent does. Whoever drives it, Agent or a
+// simulator, owns it alone.
+type AgentCore struct {
 	cfg AgentConfig
 	now time.Duration
-	out []agentOutput
+	out []AgentOutput
 
 	repository map[string]*RepositoryEntry
 	identity   string
 
-	manager    connID
+	manager    ConnID
 	registered bool
 	registerID int64
 	hears      bool         // the Manager tells what it has heard
@@ -104,7 +110,7 @@ type agentCore struct {
 	kept       int          // bytes of reports
 	marks      []reportMark // health answers on this connection that it may have heard
 
-	conns     map[connID]*agentInstance // of instances, once they are bound
+	conns     map[ConnID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
 	ended     map[InstanceID]bool
 	endedList []InstanceID // oldest first, for forgetting
@@ -116,7 +122,7 @@ type agentCore struct {
 	timers     timerHeap
 	timerSeq   uint64
 	dropped    uint64
-	violations map[connID]int // of the protocol, by connection
+	violations map[ConnID]int // of the protocol, by connection
 }
 
 // A report is a message of which the Manager may not know yet.
@@ -152,20 +158,22 @@ type agentInstance struct {
 	announced bool    // it said itself that it terminates
 	killed    bool
 
-	conn      connID
+	conn      ConnID
 	wasBound  bool          // it spoke at least once
 	inFlight  map[int64]int // session requests under way: message id to plug
 	startLate bool          // killed since it was not ready in time
 }
 
-func newAgentCore(cfg AgentConfig, identity string) *agentCore {
-	c := &agentCore{
+// NewAgentCore returns a core without instances. cfg is complete: WithDefaults
+// returned it. identity tells this process of an agent from others.
+func NewAgentCore(cfg AgentConfig, identity string) *AgentCore {
+	c := &AgentCore{
 		cfg: cfg, identity: identity,
 		repository: map[string]*RepositoryEntry{},
-		conns:      map[connID]*agentInstance{},
+		conns:      map[ConnID]*agentInstance{},
 		instances:  map[InstanceID]*agentInstance{},
 		ended:      map[InstanceID]bool{},
-		relayed:    map[int64]*relayedRequest{}, violations: map[connID]int{},
+		relayed:    map[int64]*relayedRequest{}, violations: map[ConnID]int{},
 		lastOwn: ownIDs,
 	}
 	for i := range cfg.Repository {
@@ -175,7 +183,7 @@ func newAgentCore(cfg AgentConfig, identity string) *agentCore {
 }
 
 // Step takes one input. What it returns is valid until the next Step.
-func (c *agentCore) Step(in agentInput) []agentOutput {
+func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 	clear(c.out)
 	c.out = c.out[:0]
 	c.now = max(c.now, in.Now)
@@ -183,25 +191,25 @@ func (c *agentCore) Step(in agentInput) []agentOutput {
 		heap.Pop(&c.timers).(timer).f()
 	}
 	switch in.Kind {
-	case agentManagerUp:
+	case AgentInputManagerUp:
 		c.register(in.Conn)
-	case agentMessage:
+	case AgentInputMessage:
 		if in.Conn == c.manager {
 			c.fromManager(in.Msg)
 		} else {
 			c.fromInstance(in.Conn, in.Msg, in.Proof)
 		}
-	case agentLost:
+	case AgentInputLost:
 		c.connLost(in.Conn)
-	case agentStarted:
+	case AgentInputStarted:
 		c.started(in.Instance, in.Err)
-	case agentPortsListen:
+	case AgentInputPortsListen:
 		if i := c.instances[in.Instance]; i != nil {
 			c.becomeReady(i)
 		}
-	case agentExited:
+	case AgentInputExited:
 		c.exited(in.Instance, in.Exit)
-	case agentStop:
+	case AgentInputStop:
 		c.stopAll()
 	}
 	return c.out
@@ -209,44 +217,44 @@ func (c *agentCore) Step(in agentInput) []agentOutput {
 
 // NextDeadline returns when the core wants to be stepped at the latest, and
 // false when it waits for nothing.
-func (c *agentCore) NextDeadline() (time.Duration, bool) {
+func (c *AgentCore) NextDeadline() (time.Duration, bool) {
 	if len(c.timers) == 0 {
 		return 0, false
 	}
 	return c.timers[0].at, true
 }
 
-func (c *agentCore) after(d time.Duration, f func()) {
+func (c *AgentCore) after(d time.Duration, f func()) {
 	c.timerSeq++
 	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
 }
 
-func (c *agentCore) send(conn connID, m Message) {
-	c.out = append(c.out, agentOutput{Kind: agentSend, Conn: conn, Msg: m})
+func (c *AgentCore) send(conn ConnID, m Message) {
+	c.out = append(c.out, AgentOutput{Kind: AgentOutputSend, Conn: conn, Msg: m})
 }
 
 // warn counts and logs what breaks the protocol. An instance's connection that
 // does little else ends.
-func (c *agentCore) warn(conn connID, text string) {
+func (c *AgentCore) warn(conn ConnID, text string) {
 	c.dropped++
 	if conn != 0 {
 		c.violations[conn]++
 	}
 	if n := c.violations[conn]; n <= violationsKept {
-		c.out = append(c.out, agentOutput{Kind: agentWarn, Conn: conn, Text: text})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputWarn, Conn: conn, Text: text})
 	} else if n == maxViolations && conn != c.manager {
-		c.out = append(c.out, agentOutput{Kind: agentAbort, Conn: conn})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputAbort, Conn: conn})
 	}
 }
 
-func (c *agentCore) ownID() int64 {
+func (c *AgentCore) ownID() int64 {
 	c.lastOwn++
 	return c.lastOwn
 }
 
 // register introduces the agent to the Manager, with what it can execute and
 // what it runs.
-func (c *agentCore) register(conn connID) {
+func (c *AgentCore) register(conn ConnID) {
 	c.manager, c.registered, c.registerID, c.marks = conn, false, c.ownID(), nil
 	var names []string
 	for i := range c.cfg.Repository {
@@ -272,7 +280,7 @@ func (c *agentCore) register(conn connID) {
 	c.after(c.cfg.RequestTimeout, func() {
 		if c.manager == conn && !c.registered {
 			c.warn(conn, "the Manager does not answer the registration")
-			c.out = append(c.out, agentOutput{Kind: agentClose, Conn: conn})
+			c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: conn})
 		}
 	})
 }
@@ -280,7 +288,7 @@ func (c *agentCore) register(conn connID) {
 // toManager sends a report. It is kept until the Manager is known to have it:
 // what was on its way when a connection broke is sent again on the next one, and
 // a report that comes twice does no harm.
-func (c *agentCore) toManager(m Message) {
+func (c *AgentCore) toManager(m Message) {
 	if c.registered {
 		c.send(c.manager, m)
 		if !c.hears {
@@ -290,7 +298,7 @@ func (c *agentCore) toManager(m Message) {
 	c.keep(m)
 }
 
-func (c *agentCore) keep(m Message) {
+func (c *AgentCore) keep(m Message) {
 	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
 	if c.kept+len(line) > maxReports {
 		if !c.registered {
@@ -303,7 +311,7 @@ func (c *agentCore) keep(m Message) {
 }
 
 // unsent takes back a report that the connection to the Manager did not take.
-func (c *agentCore) unsent(m Message) {
+func (c *AgentCore) unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
 		if !c.hears {
@@ -314,7 +322,7 @@ func (c *agentCore) unsent(m Message) {
 
 // health answers the Manager's request. What was sent before an answer that
 // the Manager says it has heard, it has as well.
-func (c *agentCore) health(m *AgentHealthRequest) {
+func (c *AgentCore) health(m *AgentHealthRequest) {
 	heard := m.Extension(extHeard)
 	for n, mark := range c.marks {
 		if strconv.FormatInt(mark.answer, 10) != heard {
@@ -339,7 +347,7 @@ func (c *agentCore) health(m *AgentHealthRequest) {
 }
 
 // fromManager handles a message of the Manager.
-func (c *agentCore) fromManager(m Message) {
+func (c *AgentCore) fromManager(m Message) {
 	if err := CheckHop(m, ActorManager, ActorAgent); err != nil {
 		c.warn(c.manager, err.Error())
 		return
@@ -383,7 +391,7 @@ func (c *agentCore) fromManager(m Message) {
 	}
 }
 
-func (c *agentCore) registrationAnswered(m *InitiationResponse) {
+func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 	switch {
 	case m.MessageID != c.registerID || c.registered:
 		c.dropped++
@@ -396,14 +404,14 @@ func (c *agentCore) registrationAnswered(m *InitiationResponse) {
 			c.reports, c.kept = nil, 0
 		}
 	default:
-		c.out = append(c.out, agentOutput{Kind: agentRefused, Conn: c.manager, Status: m.Status},
-			agentOutput{Kind: agentClose, Conn: c.manager})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputRefused, Conn: c.manager, Status: m.Status},
+			AgentOutput{Kind: AgentOutputClose, Conn: c.manager})
 	}
 }
 
 // relayRequest passes a request of the Manager on to an instance, or answers
 // for one that cannot.
-func (c *agentCore) relayRequest(id InstanceID, m Message, sub SubType, want Type) {
+func (c *AgentCore) relayRequest(id InstanceID, m Message, sub SubType, want Type) {
 	messageID := m.Head().MessageID
 	i := c.instances[id]
 	switch {
@@ -429,7 +437,7 @@ func (c *agentCore) relayRequest(id InstanceID, m Message, sub SubType, want Typ
 }
 
 // answerFor answers a request of the Manager in the place of an instance.
-func (c *agentCore) answerFor(id InstanceID, want Type, messageID int64, status Status) {
+func (c *AgentCore) answerFor(id InstanceID, want Type, messageID int64, status Status) {
 	h := Header{MessageID: messageID, SubType: AgentToManager}
 	switch want {
 	case TypeSourceSessionCloseResponse:
@@ -444,7 +452,7 @@ func (c *agentCore) answerFor(id InstanceID, want Type, messageID int64, status 
 }
 
 // connLost handles the end of a connection, to the Manager or of an instance.
-func (c *agentCore) connLost(conn connID) {
+func (c *AgentCore) connLost(conn ConnID) {
 	delete(c.violations, conn)
 	if conn == c.manager {
 		c.manager, c.registered = 0, false
@@ -462,7 +470,7 @@ func (c *agentCore) connLost(conn connID) {
 
 // failInFlight answers the session requests that the Manager will not answer
 // any more.
-func (c *agentCore) failInFlight(i *agentInstance) {
+func (c *AgentCore) failInFlight(i *agentInstance) {
 	ids := make([]int64, 0, len(i.inFlight))
 	for id := range i.inFlight {
 		ids = append(ids, id)
@@ -478,7 +486,7 @@ func (c *agentCore) failInFlight(i *agentInstance) {
 // a Manager.
 const reasonManagerAway = "manager_away"
 
-func (c *agentCore) answerSession(i *agentInstance, messageID int64, p PlugTarget, status Status, reason string) {
+func (c *AgentCore) answerSession(i *agentInstance, messageID int64, p PlugTarget, status Status, reason string) {
 	h := Header{MessageID: messageID, SubType: AgentToService}
 	if reason != "" {
 		h.Extensions = []Extension{{extReason, reason}}
@@ -487,7 +495,7 @@ func (c *agentCore) answerSession(i *agentInstance, messageID int64, p PlugTarge
 		DestServiceName: p.Service, DestSocketName: p.Socket, Status: status})
 }
 
-func (c *agentCore) inOrder() []*agentInstance {
+func (c *AgentCore) inOrder() []*agentInstance {
 	var all []*agentInstance
 	for _, i := range c.instances {
 		all = append(all, i)
@@ -498,7 +506,7 @@ func (c *agentCore) inOrder() []*agentInstance {
 
 // claim returns the instance that a message says it comes from, and whether
 // the connection has still to prove that.
-func (c *agentCore) claim(conn connID, m Message) (InstanceID, bool) {
+func (c *AgentCore) claim(conn ConnID, m Message) (InstanceID, bool) {
 	if i := c.conns[conn]; i != nil {
 		return i.id, false
 	}

@@ -18,15 +18,15 @@ import (
 // what an agent must keep.
 type agentStepper struct {
 	t      tester
-	core   *agentCore
+	core   *AgentCore
 	reader lineReader
 	now    time.Duration
 
 	steps      []agentStep
 	transcript []byte
 
-	conns    map[connID]bool // open
-	manager  connID
+	conns    map[ConnID]bool // open
+	manager  ConnID
 	launched map[InstanceID]Launch
 	running  []InstanceID
 	asked    []agentRequest // by the Manager, for an instance to answer
@@ -40,7 +40,7 @@ type agentRequest struct {
 }
 
 type agentStep struct {
-	in   agentInput
+	in   AgentInput
 	line string
 }
 
@@ -50,18 +50,18 @@ var coreAgent = AgentConfig{
 }
 
 func newAgentStepper(t tester) *agentStepper {
-	return &agentStepper{t: t, core: newAgentCore(coreAgent.withDefaults(), "one"), conns: map[connID]bool{}, launched: map[InstanceID]Launch{}}
+	return &agentStepper{t: t, core: NewAgentCore(coreAgent.WithDefaults(), "one"), conns: map[ConnID]bool{}, launched: map[InstanceID]Launch{}}
 }
 
-func (s *agentStepper) step(in agentInput, line string) []agentOutput {
+func (s *agentStepper) step(in AgentInput, line string) []AgentOutput {
 	s.t.Helper()
 	in.Now = s.now
 	s.steps = append(s.steps, agentStep{in, line})
 	switch in.Kind {
-	case agentManagerUp:
+	case AgentInputManagerUp:
 		s.manager = in.Conn
 		s.conns[in.Conn] = true
-	case agentLost:
+	case AgentInputLost:
 		delete(s.conns, in.Conn)
 		if in.Conn == s.manager {
 			s.manager = 0
@@ -83,7 +83,7 @@ func (s *agentStepper) step(in agentInput, line string) []agentOutput {
 	return out
 }
 
-func appendAgentStep(t tester, b []byte, out []agentOutput) []byte {
+func appendAgentStep(t tester, b []byte, out []AgentOutput) []byte {
 	for _, o := range out {
 		b = fmt.Appendf(b, "%d %d %d %s %d %+v ", o.Kind, o.Conn, o.Instance, o.Text, o.Status, o.Launch)
 		if o.Msg != nil {
@@ -94,10 +94,10 @@ func appendAgentStep(t tester, b []byte, out []agentOutput) []byte {
 	return b
 }
 
-func (s *agentStepper) output(o agentOutput) {
+func (s *agentStepper) output(o AgentOutput) {
 	s.t.Helper()
 	switch o.Kind {
-	case agentLaunch:
+	case AgentOutputLaunch:
 		if _, again := s.launched[o.Instance]; again || s.empty {
 			s.t.Fatalf("instance %d is launched twice, or after the end", o.Instance)
 		}
@@ -106,21 +106,21 @@ func (s *agentStepper) output(o agentOutput) {
 		}
 		s.launched[o.Instance] = o.Launch
 		s.running = append(s.running, o.Instance)
-	case agentKill, agentProbe:
+	case AgentOutputKill, AgentOutputProbe:
 		if !slices.Contains(s.running, o.Instance) {
 			s.t.Fatalf("output %d for instance %d, which does not run", o.Kind, o.Instance)
 		}
-	case agentEmpty:
+	case AgentOutputEmpty:
 		if s.empty || len(s.running) > 0 {
 			s.t.Fatalf("empty, with %v running", s.running)
 		}
 		s.empty = true
-	case agentSend:
+	case AgentOutputSend:
 		s.sent(o)
 	}
 }
 
-func (s *agentStepper) sent(o agentOutput) {
+func (s *agentStepper) sent(o AgentOutput) {
 	s.t.Helper()
 	line := encode(s.t, o.Msg)
 	if !s.conns[o.Conn] {
@@ -168,19 +168,19 @@ func responseToAgent(m Message) Message {
 	return r
 }
 
-func (s *agentStepper) message(conn connID, line string, p proof) []agentOutput {
+func (s *agentStepper) message(conn ConnID, line string, p Proof) []AgentOutput {
 	s.t.Helper()
 	if conn != s.manager {
 		s.conns[conn] = true
 	}
-	s.step(agentInput{Kind: agentTime}, "")
+	s.step(AgentInput{Kind: AgentInputTime}, "")
 	m, err := s.reader.read(line)
 	if err != nil {
 		s.t.Fatalf("%q: %v", line, err)
 	}
 	typ, id := m.Type(), m.Head().MessageID
 	before := len(s.asked)
-	out := s.step(agentInput{Kind: agentMessage, Conn: conn, Msg: m, Proof: p}, line)
+	out := s.step(AgentInput{Kind: AgentInputMessage, Conn: conn, Msg: m, Proof: p}, line)
 	speaker := InstanceID(0)
 	if i := s.core.conns[conn]; i != nil {
 		speaker = i.id
@@ -190,7 +190,7 @@ func (s *agentStepper) message(conn connID, line string, p proof) []agentOutput 
 		return r.to == speaker && want.Type() == typ && want.Head().MessageID == id
 	})
 	for _, o := range out {
-		if o.Kind == agentSend && o.Conn == s.manager && o.Msg.Type() == typ && responses[typ] && !asked {
+		if o.Kind == AgentOutputSend && o.Conn == s.manager && o.Msg.Type() == typ && responses[typ] && !asked {
 			s.t.Fatalf("the Manager gets a response that this instance was not asked for: %q", line)
 		}
 	}
@@ -203,20 +203,20 @@ var responses = map[Type]bool{TypeSourceSessionCloseResponse: true, TypeDestSess
 
 func (s *agentStepper) exited(id InstanceID) {
 	s.running = slices.DeleteFunc(s.running, func(r InstanceID) bool { return r == id })
-	s.step(agentInput{Kind: agentExited, Instance: id, Exit: Exit{Code: 1}}, "")
+	s.step(AgentInput{Kind: AgentInputExited, Instance: id, Exit: Exit{Code: 1}}, "")
 }
 
 func (s *agentStepper) started(id InstanceID, err error) {
 	if err != nil {
 		s.running = slices.DeleteFunc(s.running, func(r InstanceID) bool { return r == id })
 	}
-	s.step(agentInput{Kind: agentStarted, Instance: id, Err: err}, "")
+	s.step(AgentInput{Kind: AgentInputStarted, Instance: id, Err: err}, "")
 }
 
 // settle ends what runs and lets time pass: nothing may stay pending.
 func (s *agentStepper) settle() {
 	s.t.Helper()
-	s.step(agentInput{Kind: agentStop}, "")
+	s.step(AgentInput{Kind: AgentInputStop}, "")
 	for _, id := range slices.Clone(s.running) {
 		s.exited(id)
 	}
@@ -226,7 +226,7 @@ func (s *agentStepper) settle() {
 			break
 		}
 		s.now = max(s.now, at)
-		s.step(agentInput{Kind: agentTime}, "")
+		s.step(AgentInput{Kind: AgentInputTime}, "")
 	}
 	// What the agent itself asked of its last instances ends with it.
 	maps.DeleteFunc(s.core.relayed, func(id int64, _ *relayedRequest) bool { return id > ownIDs })
@@ -237,11 +237,11 @@ func (s *agentStepper) settle() {
 
 func (s *agentStepper) replay() {
 	s.t.Helper()
-	core, b := newAgentCore(coreAgent.withDefaults(), "one"), []byte(nil)
+	core, b := NewAgentCore(coreAgent.WithDefaults(), "one"), []byte(nil)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in
-		if in.Kind == agentMessage {
+		if in.Kind == AgentInputMessage {
 			m, err := reader.read(st.line)
 			if err != nil {
 				s.t.Fatalf("%v", err)
@@ -269,9 +269,9 @@ func helloLine(instance InstanceID, secret string) string {
 }
 
 // up registers the agent at its Manager, over a connection.
-func (s *agentStepper) up(conn connID) {
-	out := s.step(agentInput{Kind: agentManagerUp, Conn: conn}, "")
-	s.message(conn, fmt.Sprintf("type: initiation_response ~ message_id: %d ~ status: 200", out[0].Msg.Head().MessageID), proofNone)
+func (s *agentStepper) up(conn ConnID) {
+	out := s.step(AgentInput{Kind: AgentInputManagerUp, Conn: conn}, "")
+	s.message(conn, fmt.Sprintf("type: initiation_response ~ message_id: %d ~ status: 200", out[0].Msg.Head().MessageID), ProofNone)
 }
 
 func TestAgentCoreChaos(t *testing.T) {
@@ -279,12 +279,12 @@ func TestAgentCoreChaos(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := newAgentStepper(t)
 		s.up(1)
-		lastConn, lastID := connID(1), int64(0)
+		lastConn, lastID := ConnID(1), int64(0)
 		id := func() InstanceID { return InstanceID(rapid.IntRange(1, 6).Draw(t, "instance")) }
-		conn := func() connID {
+		conn := func() ConnID {
 			return rapid.SampledFrom(append(slices.Sorted(maps.Keys(s.conns)), lastConn+1)).Draw(t, "peer")
 		}
-		of := func(id InstanceID) connID {
+		of := func(id InstanceID) ConnID {
 			if i := s.core.instances[id]; i != nil && i.conn != 0 && rapid.IntRange(0, 7).Draw(t, "wrong peer") > 0 {
 				return i.conn
 			}
@@ -294,7 +294,7 @@ func TestAgentCoreChaos(t *testing.T) {
 			if s.manager != 0 {
 				lastID++
 				m.Head().MessageID = max(1, lastID-rapid.Int64Range(0, 1).Draw(t, "again"))
-				s.message(s.manager, encode(t, m), proofNone)
+				s.message(s.manager, encode(t, m), ProofNone)
 			}
 		}
 		session := func(id InstanceID) SourceSessionCloseRequest {
@@ -307,12 +307,12 @@ func TestAgentCoreChaos(t *testing.T) {
 				return
 			}
 			lastID++
-			s.message(s.manager, executionLine(lastID, rapid.SampledFrom([]string{"A", "A", "B", "C", "D"}).Draw(t, "service"), id()), proofNone)
+			s.message(s.manager, executionLine(lastID, rapid.SampledFrom([]string{"A", "A", "B", "C", "D"}).Draw(t, "service"), id()), ProofNone)
 		}
 		hello := func() {
 			lastConn++
 			s.message(lastConn, helloLine(id(), rapid.SampledFrom([]string{"", "secret"}).Draw(t, "secret")),
-				proof(rapid.IntRange(0, 2).Draw(t, "proof")))
+				Proof(rapid.IntRange(0, 2).Draw(t, "proof")))
 		}
 		actions := []func(){execute, execute, hello, hello,
 			func() {
@@ -320,7 +320,7 @@ func TestAgentCoreChaos(t *testing.T) {
 					s.started(rapid.SampledFrom(s.running).Draw(t, "instance"), err)
 				}
 			},
-			func() { s.step(agentInput{Kind: agentPortsListen, Instance: id()}, "") },
+			func() { s.step(AgentInput{Kind: AgentInputPortsListen, Instance: id()}, "") },
 			func() {
 				if len(s.running) > 0 {
 					s.exited(rapid.SampledFrom(s.running).Draw(t, "instance"))
@@ -339,7 +339,7 @@ func TestAgentCoreChaos(t *testing.T) {
 				if l.Service != "" {
 					m.SourceServiceName = l.Service
 				}
-				s.message(of(i), encode(t, m), proof(rapid.IntRange(0, 2).Draw(t, "proof")))
+				s.message(of(i), encode(t, m), Proof(rapid.IntRange(0, 2).Draw(t, "proof")))
 			},
 			func() { // the Manager's answer to one
 				if len(s.relayed) == 0 || s.manager == 0 {
@@ -353,8 +353,8 @@ func TestAgentCoreChaos(t *testing.T) {
 				}
 				answer := sessionFailure(r, StatusUnavailable)
 				n := 0
-				for _, o := range s.message(s.manager, encode(t, answer), proofNone) {
-					if o.Kind == agentSend {
+				for _, o := range s.message(s.manager, encode(t, answer), ProofNone) {
+					if o.Kind == AgentOutputSend {
 						n++
 					}
 				}
@@ -380,7 +380,7 @@ func TestAgentCoreChaos(t *testing.T) {
 						to = conn()
 					}
 					if to != s.manager {
-						s.message(to, encode(t, responseToAgent(r.msg)), proofNone)
+						s.message(to, encode(t, responseToAgent(r.msg)), ProofNone)
 					}
 				}
 			},
@@ -393,11 +393,11 @@ func TestAgentCoreChaos(t *testing.T) {
 				if r := routes[m.Type()]; to != s.manager && r[0].from == ActorInstance {
 					m.Head().SubType = r[0].sub
 				}
-				s.message(to, encode(t, m), proof(rapid.IntRange(0, 2).Draw(t, "proof")))
+				s.message(to, encode(t, m), Proof(rapid.IntRange(0, 2).Draw(t, "proof")))
 			},
 			func() { // a connection ends, perhaps the Manager's
 				if len(s.conns) > 0 && rapid.Bool().Draw(t, "lose") {
-					s.step(agentInput{Kind: agentLost, Conn: rapid.SampledFrom(slices.Sorted(maps.Keys(s.conns))).Draw(t, "lost")}, "")
+					s.step(AgentInput{Kind: AgentInputLost, Conn: rapid.SampledFrom(slices.Sorted(maps.Keys(s.conns))).Draw(t, "lost")}, "")
 				}
 			},
 			func() {
@@ -408,11 +408,11 @@ func TestAgentCoreChaos(t *testing.T) {
 			},
 			func() {
 				s.now += rapid.SampledFrom([]time.Duration{time.Millisecond, 6 * time.Second, 31 * time.Second}).Draw(t, "time")
-				s.step(agentInput{Kind: agentTime}, "")
+				s.step(AgentInput{Kind: AgentInputTime}, "")
 			},
 			func() {
 				if rapid.IntRange(0, 20).Draw(t, "stop") == 0 {
-					s.step(agentInput{Kind: agentStop}, "")
+					s.step(AgentInput{Kind: AgentInputStop}, "")
 				}
 			},
 		}
@@ -444,19 +444,19 @@ func FuzzAgentCore(f *testing.F) {
 			case n > 200:
 			case verb == "T":
 				s.now += time.Duration(number) * time.Second
-				s.step(agentInput{Kind: agentTime}, "")
+				s.step(AgentInput{Kind: AgentInputTime}, "")
 			case verb == "L":
-				s.step(agentInput{Kind: agentLost, Conn: connID(number)}, "")
+				s.step(AgentInput{Kind: AgentInputLost, Conn: ConnID(number)}, "")
 			case verb == "S" && slices.Contains(s.running, id):
 				s.started(id, nil)
 			case verb == "E" && slices.Contains(s.running, id):
 				s.exited(id)
 			case verb == "P":
-				s.step(agentInput{Kind: agentPortsListen, Instance: id}, "")
+				s.step(AgentInput{Kind: AgentInputPortsListen, Instance: id}, "")
 			case len(verb) == 1 && len(rest) <= MaxLine && verb >= "1" && verb <= "9":
-				conn := connID(verb[0] - '0')
+				conn := ConnID(verb[0] - '0')
 				if _, err := ParseMessage(rest); err == nil && (conn != 1 || s.manager == 1) {
-					s.message(conn, rest, proof(len(rest)%3))
+					s.message(conn, rest, Proof(len(rest)%3))
 				}
 			}
 		}

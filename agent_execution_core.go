@@ -6,7 +6,7 @@ import "slices"
 
 // execute starts an instance (PROTOCOL section 3, Execution). The same request
 // again gets the same answer and starts nothing.
-func (c *agentCore) execute(m *ExecutionRequest) {
+func (c *AgentCore) execute(m *ExecutionRequest) {
 	answer := func(s Status) {
 		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
 	}
@@ -40,7 +40,7 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
 		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
 	c.instances[i.id] = i
-	c.out = append(c.out, agentOutput{Kind: agentLaunch, Instance: i.id, Entry: entry, Launch: Launch{
+	c.out = append(c.out, AgentOutput{Kind: AgentOutputLaunch, Instance: i.id, Entry: entry, Launch: Launch{
 		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
 	c.after(c.cfg.StartTimeout, func() {
 		if c.instances[i.id] == i && !i.ready {
@@ -51,14 +51,14 @@ func (c *agentCore) execute(m *ExecutionRequest) {
 	})
 }
 
-func (c *agentCore) answerExecution(i *agentInstance, s Status) {
+func (c *AgentCore) answerExecution(i *agentInstance, s Status) {
 	if i.execID != 0 {
 		c.toManager(&ExecutionResponse{Header: Header{MessageID: i.execID}, Status: s})
 		i.execID = 0
 	}
 }
 
-func (c *agentCore) started(id InstanceID, err error) {
+func (c *AgentCore) started(id InstanceID, err error) {
 	i := c.instances[id]
 	switch {
 	case i == nil:
@@ -69,21 +69,21 @@ func (c *agentCore) started(id InstanceID, err error) {
 	case i.entry.ReadyWhenStarted:
 		c.becomeReady(i)
 	case len(i.sockets) > 0:
-		c.out = append(c.out, agentOutput{Kind: agentProbe, Instance: id})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputProbe, Instance: id})
 	}
 	if i != nil && err == nil && i.killed {
-		c.out = append(c.out, agentOutput{Kind: agentKill, Instance: id}) // asked for while it was being launched
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputKill, Instance: id}) // asked for while it was being launched
 	}
 }
 
-func (c *agentCore) becomeReady(i *agentInstance) {
+func (c *AgentCore) becomeReady(i *agentInstance) {
 	if !i.ready && !i.startLate {
 		i.ready = true
 		c.answerExecution(i, StatusOK)
 	}
 }
 
-func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
+func (c *AgentCore) hardShutdown(m *HardShutdownRequest) {
 	i := c.instances[m.ServiceInstanceID]
 	if i == nil {
 		// Nothing of it runs, whether it ever did here or not.
@@ -98,22 +98,22 @@ func (c *agentCore) hardShutdown(m *HardShutdownRequest) {
 }
 
 // kill has an instance killed, again and again until it has ended.
-func (c *agentCore) kill(i *agentInstance) {
+func (c *AgentCore) kill(i *agentInstance) {
 	if !i.killed {
 		i.killed = true
 		c.killOn(i)
 	}
 }
 
-func (c *agentCore) killOn(i *agentInstance) {
+func (c *AgentCore) killOn(i *agentInstance) {
 	if c.instances[i.id] == i {
-		c.out = append(c.out, agentOutput{Kind: agentKill, Instance: i.id})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputKill, Instance: i.id})
 		c.after(c.cfg.RequestTimeout, func() { c.killOn(i) })
 	}
 }
 
 // exited handles the end of an instance and all its children.
-func (c *agentCore) exited(id InstanceID, exit Exit) {
+func (c *AgentCore) exited(id InstanceID, exit Exit) {
 	i := c.instances[id]
 	if i == nil {
 		return
@@ -124,11 +124,11 @@ func (c *agentCore) exited(id InstanceID, exit Exit) {
 
 // forget takes an instance that runs no more out of the state and reports it,
 // unless an answer or its own report said so.
-func (c *agentCore) forget(i *agentInstance, exit Exit) {
+func (c *AgentCore) forget(i *agentInstance, exit Exit) {
 	delete(c.instances, i.id)
 	if i.conn != 0 {
 		// The connection stays tied to it: its last messages may still come.
-		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: i.conn})
 		i.conn = 0
 	}
 	c.ended[i.id] = true
@@ -147,18 +147,18 @@ func (c *agentCore) forget(i *agentInstance, exit Exit) {
 		})
 	}
 	if c.stop && len(c.instances) == 0 {
-		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputEmpty})
 	}
 }
 
 // stopAll shuts all instances down: gracefully, and at the deadline hard.
-func (c *agentCore) stopAll() {
+func (c *AgentCore) stopAll() {
 	if c.stop {
 		return
 	}
 	c.stop = true
 	if len(c.instances) == 0 {
-		c.out = append(c.out, agentOutput{Kind: agentEmpty})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputEmpty})
 		return
 	}
 	for _, i := range c.inOrder() {

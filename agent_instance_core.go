@@ -7,7 +7,7 @@ import "fmt"
 // fromInstance handles a message on a connection of an instance. The first
 // message that names an instance binds the connection to it (PROTOCOL section
 // 3, Hello); from then on it speaks for that instance only.
-func (c *agentCore) fromInstance(conn connID, m Message, p proof) {
+func (c *AgentCore) fromInstance(conn ConnID, m Message, p Proof) {
 	if err := CheckHop(m, ActorInstance, ActorAgent); err != nil {
 		c.warn(conn, err.Error())
 		return
@@ -63,7 +63,7 @@ func (c *agentCore) fromInstance(conn connID, m Message, p proof) {
 }
 
 // bind ties a connection to the instance that its first message names.
-func (c *agentCore) bind(conn connID, m Message, p proof) *agentInstance {
+func (c *AgentCore) bind(conn ConnID, m Message, p Proof) *agentInstance {
 	id := senderOf(m)
 	i := c.instances[id]
 	switch {
@@ -73,16 +73,16 @@ func (c *agentCore) bind(conn connID, m Message, p proof) *agentInstance {
 	case i == nil:
 		c.forbid(conn, m, fmt.Sprintf("instance %d does not run here", id))
 		return nil
-	case p == proofFailed:
+	case p == ProofFailed:
 		c.forbid(conn, m, fmt.Sprintf("another process claims to be instance %d", id))
 		return nil
-	case p == proofNone && i.conn != 0:
+	case p == ProofNone && i.conn != 0:
 		c.forbid(conn, m, fmt.Sprintf("instance %d has a connection, and this one cannot prove to be its", id))
 		return nil
 	}
 	if i.conn != 0 {
 		// It came back before its old connection was seen to end.
-		c.out = append(c.out, agentOutput{Kind: agentClose, Conn: i.conn})
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: i.conn})
 		clear(i.inFlight)
 	}
 	c.conns[conn] = i
@@ -92,7 +92,7 @@ func (c *agentCore) bind(conn connID, m Message, p proof) *agentInstance {
 }
 
 // forbid refuses a message that claims what it may not.
-func (c *agentCore) forbid(conn connID, m Message, why string) {
+func (c *AgentCore) forbid(conn ConnID, m Message, why string) {
 	c.warn(conn, "403 "+m.Type().String()+": "+why)
 	if r, ok := m.(*SessionRequest); ok {
 		f := sessionFailure(r, StatusForbidden)
@@ -103,7 +103,7 @@ func (c *agentCore) forbid(conn connID, m Message, why string) {
 
 // sessionRequest relays a request for a session, unless it is off the graph:
 // the agent knows the edges from the instance's plug configuration.
-func (c *agentCore) sessionRequest(i *agentInstance, m *SessionRequest) {
+func (c *AgentCore) sessionRequest(i *agentInstance, m *SessionRequest) {
 	plug := -1
 	for p := range i.plugs {
 		if t := &i.plugs[p]; t.Plug == m.SourcePlugName && t.Socket == m.DestSocketName && t.Service == m.DestServiceName {
@@ -129,7 +129,7 @@ func (c *agentCore) sessionRequest(i *agentInstance, m *SessionRequest) {
 
 // relayResponse passes a response on to the Manager, if it is to a request
 // that this instance was asked.
-func (c *agentCore) relayResponse(i *agentInstance, m Message) {
+func (c *AgentCore) relayResponse(i *agentInstance, m Message) {
 	h := m.Head()
 	r := c.relayed[h.MessageID]
 	if r == nil || r.to != i.id || r.want != m.Type() {

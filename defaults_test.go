@@ -9,7 +9,7 @@ import (
 // nothing else gets.
 func TestFixedPoints(t *testing.T) {
 	t.Parallel()
-	m := ManagerConfig{}.withDefaults()
+	m := ManagerConfig{}.WithDefaults()
 	if m.Address != ":55555" {
 		t.Errorf("the Manager listens on %q", m.Address)
 	}
@@ -17,7 +17,7 @@ func TestFixedPoints(t *testing.T) {
 		t.Errorf("sockets get ports from %d to %d", m.FirstPort, m.LastPort)
 	}
 	node := netip.MustParseAddr("10.0.0.1")
-	a := AgentConfig{Manager: "10.0.0.9:55555", Address: node}.withDefaults()
+	a := AgentConfig{Manager: "10.0.0.9:55555", Address: node}.WithDefaults()
 	if a.Listen != "localhost:55556" {
 		t.Errorf("an agent listens on %q", a.Listen)
 	}

@@ -52,8 +52,8 @@
 //
 // # Cores and runtimes
 //
-// What decides is apart from what does. Three cores (managerCore, agentCore,
-// instanceCore) are plain state machines: Step takes one input, such as a
+// What decides is apart from what does. Three cores ([ManagerCore], [AgentCore],
+// [InstanceCore]) are plain state machines: Step takes one input, such as a
 // message, a lost connection, a command, the time, and returns what is to be
 // sent, executed, killed and answered. They have no goroutine, clock, I/O, lock,
 // log or chance, so the same inputs give the same outputs. The Manager's core

@@ -143,10 +143,10 @@ type Instance struct {
 	log hclog.Logger
 
 	mu        sync.Mutex // guards what follows; held during a step, never across I/O
-	core      *instanceCore
+	core      *InstanceCore
 	link      *link // to the agent, nil while it is away
-	lastCall  callID
-	calls     map[callID]chan dialAnswer
+	lastCall  CallID
+	calls     map[CallID]chan dialAnswer
 	lastConn  uint64
 	conns     map[uint64]*sessionConn
 	listeners map[*sessionListener]struct{}
@@ -203,8 +203,8 @@ func JoinWith(ctx context.Context, cfg JoinConfig) (*Instance, error) {
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, defaultCallbackDeadline)
 	cfg.IdleTimeout = cmp.Or(cfg.IdleTimeout, defaultSessionIdle)
 	i := &Instance{
-		cfg: cfg, log: cfg.Logger.With("service", l.Service, "instance", l.ID), core: newInstanceCore(*l),
-		calls: map[callID]chan dialAnswer{}, conns: map[uint64]*sessionConn{}, listeners: map[*sessionListener]struct{}{},
+		cfg: cfg, log: cfg.Logger.With("service", l.Service, "instance", l.ID), core: NewInstanceCore(*l),
+		calls: map[CallID]chan dialAnswer{}, conns: map[uint64]*sessionConn{}, listeners: map[*sessionListener]struct{}{},
 	}
 	i.stopped, i.stop = context.WithCancel(context.Background())
 	i.drainCtx, i.drain = context.WithCancel(i.stopped)
@@ -256,7 +256,7 @@ func (i *Instance) attach(conn net.Conn) *link {
 	l := newLink(0, conn)
 	i.link = l
 	i.mu.Unlock()
-	i.step(instanceInput{Kind: instanceUp})
+	i.step(InstanceInput{Kind: InstanceInputUp})
 	return l
 }
 
@@ -267,13 +267,13 @@ func (i *Instance) serveAgent(l *link) {
 	for wait := reconnectFrom; l != nil; {
 		bad, began := 0, time.Now()
 		err := l.read(func(m Message) {
-			i.step(instanceInput{Kind: instanceMessage, Msg: m})
+			i.step(InstanceInput{Kind: InstanceInputMessage, Msg: m})
 		}, func(p *ProtocolError) {
 			if bad++; bad <= badLinesLogged {
 				i.log.Warn("bad line dropped", "error", p)
 			}
 		})
-		i.step(instanceInput{Kind: instanceDown})
+		i.step(InstanceInput{Kind: InstanceInputDown})
 		i.mu.Lock()
 		i.link = nil
 		ended := i.ended
@@ -298,14 +298,14 @@ func (i *Instance) serveAgent(l *link) {
 }
 
 // step has the core take one input and carries out what it decides.
-func (i *Instance) step(in instanceInput) {
+func (i *Instance) step(in InstanceInput) {
 	i.mu.Lock()
 	out := i.core.Step(in)
 	var warnings []string
 	for k := range out {
 		o := &out[k]
 		switch o.Kind {
-		case instanceSend:
+		case InstanceOutputSend:
 			if i.link != nil {
 				err := i.link.send(o.Msg)
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
@@ -314,19 +314,19 @@ func (i *Instance) step(in instanceInput) {
 					warnings = append(warnings, err.Error())
 				}
 			}
-		case instanceConnect:
+		case InstanceOutputConnect:
 			i.answerDial(o.Call, dialAnswer{target: o.Target, status: StatusOK})
-		case instanceRefuse:
+		case InstanceOutputRefuse:
 			i.answerDial(o.Call, dialAnswer{status: o.Status, reason: strings.Clone(o.Text)})
-		case instanceDrop:
+		case InstanceOutputDrop:
 			if c := i.conns[o.Conn]; c != nil {
 				reason := o.Text
 				i.wg.Go(func() { i.dropSession(c, reason) })
 			}
-		case instanceDrain:
+		case InstanceOutputDrain:
 			i.draining = true
 			i.wg.Go(i.drainNow)
-		case instanceWarn:
+		case InstanceOutputWarn:
 			warnings = append(warnings, o.Text)
 		}
 	}
@@ -336,7 +336,7 @@ func (i *Instance) step(in instanceInput) {
 	}
 }
 
-func (i *Instance) answerDial(call callID, a dialAnswer) {
+func (i *Instance) answerDial(call CallID, a dialAnswer) {
 	if reply := i.calls[call]; reply != nil {
 		delete(i.calls, call)
 		reply <- a
@@ -359,7 +359,7 @@ func (i *Instance) SetHealth(s Status) error {
 	if !s.Valid() {
 		return fmt.Errorf("ssmmp: health %d: not a status", uint16(s))
 	}
-	i.step(instanceInput{Kind: instanceHealth, Status: s})
+	i.step(InstanceInput{Kind: InstanceInputHealth, Status: s})
 	return nil
 }
 
@@ -412,11 +412,11 @@ func (i *Instance) drainNow() {
 	case <-ctx.Done():
 		i.log.Warn("functions given to OnDrain did not return in time")
 	}
-	i.leave(instanceDrained)
+	i.leave(InstanceInputDrained)
 }
 
 // leave says a last word to the agent and closes everything.
-func (i *Instance) leave(last instanceInputKind) {
+func (i *Instance) leave(last InstanceInputKind) {
 	i.mu.Lock()
 	if i.ended {
 		i.mu.Unlock()
@@ -441,7 +441,7 @@ func (i *Instance) leave(last instanceInputKind) {
 	for _, c := range conns {
 		c.Close()
 	}
-	i.step(instanceInput{Kind: last})
+	i.step(InstanceInput{Kind: last})
 	i.mu.Lock()
 	l := i.link
 	i.mu.Unlock()
@@ -454,7 +454,7 @@ func (i *Instance) leave(last instanceInputKind) {
 
 // Terminate ends the instance by its own business logic (PROTOCOL section 3):
 // it closes listeners and sessions, tells the agent, and closes Done.
-func (i *Instance) Terminate() { i.leave(instanceTerminating) }
+func (i *Instance) Terminate() { i.leave(InstanceInputTerminating) }
 
 // Close terminates the instance if it has not left the mesh yet, and waits for
 // its goroutines. It is for the end of main; do not call it from a function

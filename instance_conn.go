@@ -122,7 +122,7 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 	call := i.lastCall
 	i.calls[call] = reply
 	i.mu.Unlock()
-	i.step(instanceInput{Kind: instanceDial, Call: call, Plug: plug})
+	i.step(InstanceInput{Kind: InstanceInputDial, Call: call, Plug: plug})
 
 	var a dialAnswer
 	select {
@@ -132,7 +132,7 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 		delete(i.calls, call)
 		i.mu.Unlock()
 		// Whatever was or will be granted is given back.
-		i.step(instanceInput{Kind: instanceDialFailed, Call: call, Status: StatusCanceled})
+		i.step(InstanceInput{Kind: InstanceInputDialFailed, Call: call, Status: StatusCanceled})
 		return nil, fmt.Errorf("ssmmp: %s: %w", op, ctx.Err())
 	}
 	if a.reason == reasonManagerAway {
@@ -155,7 +155,7 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 		if errors.Is(cause, context.Canceled) {
 			status = StatusCanceled
 		}
-		i.step(instanceInput{Kind: instanceDialFailed, Call: call, Status: status})
+		i.step(InstanceInput{Kind: InstanceInputDialFailed, Call: call, Status: status})
 		if cause != nil {
 			return nil, fmt.Errorf("ssmmp: %s: %w: %w", op, cause, err)
 		}
@@ -165,10 +165,10 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 	c := i.newConn(inner, plug, true)
 	if c == nil {
 		inner.Close()
-		i.step(instanceInput{Kind: instanceDialFailed, Call: call, Status: StatusCanceled})
+		i.step(InstanceInput{Kind: InstanceInputDialFailed, Call: call, Status: StatusCanceled})
 		return nil, fmt.Errorf("%s: %w", op, ErrDraining)
 	}
-	i.step(instanceInput{Kind: instanceDialed, Call: call, Conn: c.number, Peer: netip.AddrPortFrom(a.target.Addr(), remote.Port()), Port: local.Port()})
+	i.step(InstanceInput{Kind: InstanceInputDialed, Call: call, Conn: c.number, Peer: netip.AddrPortFrom(a.target.Addr(), remote.Port()), Port: local.Port()})
 	return c, nil
 }
 
@@ -218,7 +218,7 @@ func (l *sessionListener) Accept() (net.Conn, error) {
 		inner.Close()
 		return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 	}
-	l.inst.step(instanceInput{Kind: instanceAccepted, Conn: c.number, Socket: l.socket.Socket, Peer: addrPort(inner.RemoteAddr()), Port: l.socket.Port})
+	l.inst.step(InstanceInput{Kind: InstanceInputAccepted, Conn: c.number, Socket: l.socket.Socket, Peer: addrPort(inner.RemoteAddr()), Port: l.socket.Port})
 	return c, nil
 }
 
@@ -322,7 +322,7 @@ func (c *sessionConn) Close() error {
 func (c *sessionConn) ended(status Status) {
 	c.once.Do(func() {
 		c.forget()
-		c.inst.step(instanceInput{Kind: instanceConnClosed, Conn: c.number, Status: status})
+		c.inst.step(InstanceInput{Kind: InstanceInputConnClosed, Conn: c.number, Status: status})
 	})
 }
 
@@ -376,6 +376,6 @@ func (i *Instance) dropSession(c *sessionConn, reason string) {
 		c.dropped.Store(true)
 		c.forget()
 		c.Conn.Close()
-		i.step(instanceInput{Kind: instanceConnDropped, Conn: c.number})
+		i.step(InstanceInput{Kind: InstanceInputConnDropped, Conn: c.number})
 	})
 }

@@ -9,27 +9,29 @@ import (
 // The instance's core: what a service instance says to its agent and how it
 // answers, without goroutine, clock, I/O, log or randomness.
 
-type instanceInputKind uint8
+// An InstanceInputKind tells what an InstanceInput is.
+type InstanceInputKind uint8
 
 const (
-	instanceUp          instanceInputKind = iota // the connection to the agent opened
-	instanceDown                                 // and ended
-	instanceMessage                              // Msg arrived
-	instanceDial                                 // Call asks for a session over Plug
-	instanceDialed                               // the connection of Call stands, as Conn
-	instanceDialFailed                           // it does not: Status; or the caller gave up
-	instanceAccepted                             // Conn was accepted at Socket
-	instanceConnClosed                           // this end closed Conn, or found it broken: Status
-	instanceConnDropped                          // Conn was closed as the Manager wanted
-	instanceDrained                              // the instance finished its work
-	instanceTerminating                          // it ends by its own business logic
-	instanceHealth                               // its health is now Status
+	InstanceInputUp          InstanceInputKind = iota // the connection to the agent opened
+	InstanceInputDown                                 // and ended
+	InstanceInputMessage                              // Msg arrived
+	InstanceInputDial                                 // Call asks for a session over Plug
+	InstanceInputDialed                               // the connection of Call stands, as Conn
+	InstanceInputDialFailed                           // it does not: Status; or the caller gave up
+	InstanceInputAccepted                             // Conn was accepted at Socket
+	InstanceInputConnClosed                           // this end closed Conn, or found it broken: Status
+	InstanceInputConnDropped                          // Conn was closed as the Manager wanted
+	InstanceInputDrained                              // the instance finished its work
+	InstanceInputTerminating                          // it ends by its own business logic
+	InstanceInputHealth                               // its health is now Status
 )
 
-type instanceInput struct {
-	Kind   instanceInputKind
+// An InstanceInput is one thing that happens to an instance.
+type InstanceInput struct {
+	Kind   InstanceInputKind
 	Msg    Message // borrowed: valid during the Step only
-	Call   callID
+	Call   CallID
 	Conn   uint64 // the runtime's number for a session's connection
 	Plug   string
 	Socket string
@@ -38,30 +40,34 @@ type instanceInput struct {
 	Status Status
 }
 
-type instanceOutputKind uint8
+// An InstanceOutputKind tells what an InstanceOutput asks for.
+type InstanceOutputKind uint8
 
 const (
-	instanceSend    instanceOutputKind = iota // Msg to the agent
-	instanceConnect                           // Call shall dial Target
-	instanceRefuse                            // Call failed with Status and Text
-	instanceDrop                              // close Conn: the Manager wants it, as Text says
-	instanceDrain                             // finish what is under way
-	instanceWarn                              // Text is for the log
+	InstanceOutputSend    InstanceOutputKind = iota // Msg to the agent
+	InstanceOutputConnect                           // Call shall dial Target
+	InstanceOutputRefuse                            // Call failed with Status and Text
+	InstanceOutputDrop                              // close Conn: the Manager wants it, as Text says
+	InstanceOutputDrain                             // finish what is under way
+	InstanceOutputWarn                              // Text is for the log
 )
 
-type instanceOutput struct {
-	Kind   instanceOutputKind
+// An InstanceOutput is one thing that the core wants done.
+type InstanceOutput struct {
+	Kind   InstanceOutputKind
 	Msg    Message
-	Call   callID
+	Call   CallID
 	Conn   uint64
 	Target netip.AddrPort
 	Status Status
 	Text   string
 }
 
-type instanceCore struct {
+// An InstanceCore decides what a service instance says. Whoever drives it,
+// Instance or a simulator, owns it alone.
+type InstanceCore struct {
 	launch Launch
-	out    []instanceOutput
+	out    []InstanceOutput
 
 	up      bool
 	health  Status
@@ -70,7 +76,7 @@ type instanceCore struct {
 	kept    int       // bytes of reports
 
 	dials   map[int64]*instanceDialing // by message id
-	byCall  map[callID]int64
+	byCall  map[CallID]int64
 	conns   map[uint64]*sessionEnd
 	byPorts map[endKey]uint64 // of conns, to find what a close request names
 	drainID int64             // of the graceful_shutdown_request to answer
@@ -80,7 +86,7 @@ type instanceCore struct {
 
 // An instanceDialing is a session that is being set up from this end.
 type instanceDialing struct {
-	call    callID // 0 when the caller gave up
+	call    CallID // 0 when the caller gave up
 	target  PlugTarget
 	granted bool
 	dest    InstanceID
@@ -104,63 +110,64 @@ type sessionEnd struct {
 	askedIDs []int64 // message ids of the close requests to answer
 }
 
-func newInstanceCore(l Launch) *instanceCore {
-	return &instanceCore{
+// NewInstanceCore returns the core of an instance that is not connected yet.
+func NewInstanceCore(l Launch) *InstanceCore {
+	return &InstanceCore{
 		launch: l, health: StatusOK,
 		dials:  map[int64]*instanceDialing{},
-		byCall: map[callID]int64{},
+		byCall: map[CallID]int64{},
 		conns:  map[uint64]*sessionEnd{}, byPorts: map[endKey]uint64{},
 	}
 }
 
 // Step takes one input. What it returns is valid until the next Step.
-func (c *instanceCore) Step(in instanceInput) []instanceOutput {
+func (c *InstanceCore) Step(in InstanceInput) []InstanceOutput {
 	clear(c.out)
 	c.out = c.out[:0]
 	switch in.Kind {
-	case instanceUp:
+	case InstanceInputUp:
 		c.hello()
-	case instanceDown:
+	case InstanceInputDown:
 		c.down()
-	case instanceMessage:
+	case InstanceInputMessage:
 		c.message(in.Msg)
-	case instanceDial:
+	case InstanceInputDial:
 		c.dial(in.Call, in.Plug)
-	case instanceDialed:
+	case InstanceInputDialed:
 		c.dialed(in)
-	case instanceDialFailed:
+	case InstanceInputDialFailed:
 		c.dialFailed(in.Call, in.Status)
-	case instanceAccepted:
+	case InstanceInputAccepted:
 		c.add(in.Conn, &sessionEnd{target: PlugTarget{Socket: in.Socket}, peer: in.Peer, port: in.Port})
-	case instanceConnClosed:
+	case InstanceInputConnClosed:
 		c.connClosed(in.Conn, in.Status)
-	case instanceConnDropped:
+	case InstanceInputConnDropped:
 		c.connDropped(in.Conn)
-	case instanceDrained:
+	case InstanceInputDrained:
 		if c.drainID != 0 {
 			c.report(&GracefulShutdownResponse{Header: Header{MessageID: c.drainID, SubType: ServiceInstanceToAgent}, Status: StatusOK})
 		}
-	case instanceTerminating:
+	case InstanceInputTerminating:
 		c.drain = true
 		c.report(&TerminationInfo{Header: Header{MessageID: c.nextID(), SubType: ServiceInstanceToAgent},
 			ServiceName: c.launch.Service, ServiceInstanceID: c.launch.ID, ServiceInstanceNetworkAddress: c.launch.Address})
-	case instanceHealth:
+	case InstanceInputHealth:
 		c.health = in.Status
 	}
 	return c.out
 }
 
-func (c *instanceCore) nextID() int64 {
+func (c *InstanceCore) nextID() int64 {
 	c.lastID++
 	return c.lastID
 }
 
-func (c *instanceCore) send(m Message) {
-	c.out = append(c.out, instanceOutput{Kind: instanceSend, Msg: m})
+func (c *InstanceCore) send(m Message) {
+	c.out = append(c.out, InstanceOutput{Kind: InstanceOutputSend, Msg: m})
 }
 
 // report sends what the Manager has to learn, now or when the agent is back.
-func (c *instanceCore) report(m Message) {
+func (c *InstanceCore) report(m Message) {
 	if c.up {
 		c.send(m)
 	} else {
@@ -168,7 +175,7 @@ func (c *instanceCore) report(m Message) {
 	}
 }
 
-func (c *instanceCore) keep(m Message) {
+func (c *InstanceCore) keep(m Message) {
 	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
 	if c.kept+len(line) > maxReports {
 		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
@@ -179,20 +186,20 @@ func (c *instanceCore) keep(m Message) {
 }
 
 // unsent takes back a report that the connection to the agent did not take.
-func (c *instanceCore) unsent(m Message) {
+func (c *InstanceCore) unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
 		c.keep(m)
 	}
 }
 
-func (c *instanceCore) warn(text string) {
+func (c *InstanceCore) warn(text string) {
 	c.dropped++
-	c.out = append(c.out, instanceOutput{Kind: instanceWarn, Text: text})
+	c.out = append(c.out, InstanceOutput{Kind: InstanceOutputWarn, Text: text})
 }
 
 // hello tells a fresh connection who speaks (PROTOCOL section 3, Hello).
-func (c *instanceCore) hello() {
+func (c *InstanceCore) hello() {
 	c.up = true
 	h := Header{MessageID: c.nextID(), SubType: ServiceInstanceToAgent}
 	if c.launch.Secret != "" {
@@ -207,7 +214,7 @@ func (c *instanceCore) hello() {
 
 // down fails the dials that wait for an answer. Those that have theirs go on:
 // a session needs no agent.
-func (c *instanceCore) down() {
+func (c *InstanceCore) down() {
 	c.up = false
 	ids := make([]int64, 0, len(c.dials))
 	for id := range c.dials {
@@ -221,23 +228,23 @@ func (c *instanceCore) down() {
 	}
 }
 
-func (c *instanceCore) refuse(id int64, d *instanceDialing, status Status, why string) {
+func (c *InstanceCore) refuse(id int64, d *instanceDialing, status Status, why string) {
 	delete(c.dials, id)
 	delete(c.byCall, d.call)
 	if d.call != 0 {
-		c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: d.call, Status: status, Text: why})
+		c.out = append(c.out, InstanceOutput{Kind: InstanceOutputRefuse, Call: d.call, Status: status, Text: why})
 	}
 }
 
 // dial asks for a session along the edge of a plug (PROTOCOL section 3,
 // Session).
-func (c *instanceCore) dial(call callID, plug string) {
+func (c *InstanceCore) dial(call CallID, plug string) {
 	for _, t := range c.launch.Plugs {
 		if t.Plug != plug {
 			continue
 		}
 		if !c.up {
-			c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: call, Status: StatusUnavailable, Text: reasonManagerAway})
+			c.out = append(c.out, InstanceOutput{Kind: InstanceOutputRefuse, Call: call, Status: StatusUnavailable, Text: reasonManagerAway})
 			return
 		}
 		id := c.nextID()
@@ -248,11 +255,11 @@ func (c *instanceCore) dial(call callID, plug string) {
 			SourcePlugName: t.Plug, DestServiceName: t.Service, DestSocketName: t.Socket})
 		return
 	}
-	c.out = append(c.out, instanceOutput{Kind: instanceRefuse, Call: call, Status: StatusForbidden, Text: "no plug " + plug})
+	c.out = append(c.out, InstanceOutput{Kind: InstanceOutputRefuse, Call: call, Status: StatusForbidden, Text: "no plug " + plug})
 }
 
 // message handles what the agent sent.
-func (c *instanceCore) message(m Message) {
+func (c *InstanceCore) message(m Message) {
 	if err := CheckHop(m, ActorAgent, ActorInstance); err != nil {
 		c.warn(err.Error())
 		return
@@ -270,7 +277,7 @@ func (c *instanceCore) message(m Message) {
 		c.drainID = m.MessageID
 		if !c.drain {
 			c.drain = true
-			c.out = append(c.out, instanceOutput{Kind: instanceDrain})
+			c.out = append(c.out, InstanceOutput{Kind: InstanceOutputDrain})
 		}
 	case *InstanceHealthRequest:
 		c.send(&InstanceHealthResponse{Header: Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent},
@@ -278,7 +285,7 @@ func (c *instanceCore) message(m Message) {
 	}
 }
 
-func (c *instanceCore) sessionResponse(m *SessionResponse) {
+func (c *InstanceCore) sessionResponse(m *SessionResponse) {
 	d := c.dials[m.MessageID]
 	if d == nil || d.granted || m.SourceServiceInstanceID != c.launch.ID ||
 		m.DestSocketName != d.target.Socket || m.DestServiceName != d.target.Service {
@@ -295,10 +302,10 @@ func (c *instanceCore) sessionResponse(m *SessionResponse) {
 		c.ack(m.MessageID, d, 0, 0, StatusCanceled)
 		return
 	}
-	c.out = append(c.out, instanceOutput{Kind: instanceConnect, Call: d.call, Target: d.addr})
+	c.out = append(c.out, InstanceOutput{Kind: InstanceOutputConnect, Call: d.call, Target: d.addr})
 }
 
-func (c *instanceCore) ack(id int64, d *instanceDialing, plugPort, newPort uint16, status Status) {
+func (c *InstanceCore) ack(id int64, d *instanceDialing, plugPort, newPort uint16, status Status) {
 	delete(c.dials, id)
 	delete(c.byCall, d.call)
 	c.report(&SessionAck{Header: Header{MessageID: id, SubType: ServiceToAgent},
@@ -306,7 +313,7 @@ func (c *instanceCore) ack(id int64, d *instanceDialing, plugPort, newPort uint1
 		SourcePlugPort: plugPort, DestSocketNewPort: newPort, Status: status})
 }
 
-func (c *instanceCore) dialed(in instanceInput) {
+func (c *InstanceCore) dialed(in InstanceInput) {
 	id := c.byCall[in.Call]
 	d := c.dials[id]
 	if d == nil {
@@ -318,7 +325,7 @@ func (c *instanceCore) dialed(in instanceInput) {
 
 // dialFailed says that a granted session did not come about, or that the
 // caller of one that is not granted yet has gone.
-func (c *instanceCore) dialFailed(call callID, status Status) {
+func (c *InstanceCore) dialFailed(call CallID, status Status) {
 	id := c.byCall[call]
 	d := c.dials[id]
 	if d == nil {
@@ -332,13 +339,13 @@ func (c *instanceCore) dialFailed(call callID, status Status) {
 	d.call = 0 // its answer will be acknowledged as given up
 }
 
-func (c *instanceCore) add(conn uint64, e *sessionEnd) {
+func (c *InstanceCore) add(conn uint64, e *sessionEnd) {
 	c.conns[conn] = e
 	c.byPorts[endKey{e.source, e.port, e.peer}] = conn
 }
 
 // take removes a connection and returns what was known of it, nil if nothing.
-func (c *instanceCore) take(conn uint64) *sessionEnd {
+func (c *InstanceCore) take(conn uint64) *sessionEnd {
 	e := c.conns[conn]
 	if e == nil {
 		return nil
@@ -351,7 +358,7 @@ func (c *instanceCore) take(conn uint64) *sessionEnd {
 }
 
 // connClosed reports a session's end, from this end of it.
-func (c *instanceCore) connClosed(conn uint64, status Status) {
+func (c *InstanceCore) connClosed(conn uint64, status Status) {
 	e := c.take(conn)
 	if e == nil {
 		return
@@ -376,7 +383,7 @@ func (c *instanceCore) connClosed(conn uint64, status Status) {
 
 // closeRequest has a session closed, or answers that there is none. name is
 // its plug at the source and its socket at the destination.
-func (c *instanceCore) closeRequest(messageID int64, key endKey, name string) {
+func (c *InstanceCore) closeRequest(messageID int64, key endKey, name string) {
 	conn, ok := c.byPorts[key]
 	e := c.conns[conn]
 	if !ok || key.source && e.target.Plug != name || !key.source && e.target.Socket != name {
@@ -387,23 +394,23 @@ func (c *instanceCore) closeRequest(messageID int64, key endKey, name string) {
 		e.askedIDs = append(e.askedIDs, messageID)
 	}
 	if len(e.askedIDs) == 1 {
-		c.out = append(c.out, instanceOutput{Kind: instanceDrop, Conn: conn, Text: "closed by the Manager"})
+		c.out = append(c.out, InstanceOutput{Kind: InstanceOutputDrop, Conn: conn, Text: "closed by the Manager"})
 	}
 }
 
-func (c *instanceCore) connDropped(conn uint64) {
+func (c *InstanceCore) connDropped(conn uint64) {
 	if e := c.take(conn); e != nil {
 		c.answerClose(e)
 	}
 }
 
-func (c *instanceCore) answerClose(e *sessionEnd) {
+func (c *InstanceCore) answerClose(e *sessionEnd) {
 	for _, id := range e.askedIDs {
 		c.sendCloseResponse(e.source, id, StatusOK)
 	}
 }
 
-func (c *instanceCore) sendCloseResponse(source bool, messageID int64, status Status) {
+func (c *InstanceCore) sendCloseResponse(source bool, messageID int64, status Status) {
 	if source {
 		c.report(&SourceSessionCloseResponse{Header: Header{MessageID: messageID, SubType: SourceServiceToAgent}, Status: status})
 	} else {

@@ -20,41 +20,41 @@ var coreLaunch = Launch{
 // step what an instance must keep.
 type instanceStepper struct {
 	t      tester
-	core   *instanceCore
+	core   *InstanceCore
 	reader lineReader
 
 	steps      []instanceStep
 	transcript []byte
 
 	up       bool
-	dials    map[callID]instanceOutputKind // of a call: its outcome, instanceSend while it has none
+	dials    map[CallID]InstanceOutputKind // of a call: its outcome, InstanceOutputSend while it has none
 	requests map[int64]*SessionRequest
 	waiting  map[int64]bool // of requests: no answer arrived, and the agent stayed
 	granted  map[int64]bool // whether the answer was a success
 	acked    map[int64]bool
-	conns    map[uint64]instanceInput // open
+	conns    map[uint64]InstanceInput // open
 	reported map[uint64]bool          // ended
 	closing  map[int64]int            // close requests, not answered yet
 }
 
 type instanceStep struct {
-	in   instanceInput
+	in   InstanceInput
 	line string
 }
 
 func newInstanceStepper(t tester) *instanceStepper {
-	return &instanceStepper{t: t, core: newInstanceCore(coreLaunch), dials: map[callID]instanceOutputKind{},
+	return &instanceStepper{t: t, core: NewInstanceCore(coreLaunch), dials: map[CallID]InstanceOutputKind{},
 		requests: map[int64]*SessionRequest{}, waiting: map[int64]bool{}, granted: map[int64]bool{}, acked: map[int64]bool{},
-		conns: map[uint64]instanceInput{}, reported: map[uint64]bool{}, closing: map[int64]int{}}
+		conns: map[uint64]InstanceInput{}, reported: map[uint64]bool{}, closing: map[int64]int{}}
 }
 
-func (s *instanceStepper) step(in instanceInput, line string) []instanceOutput {
+func (s *instanceStepper) step(in InstanceInput, line string) []InstanceOutput {
 	s.t.Helper()
 	s.steps = append(s.steps, instanceStep{in, line})
 	switch in.Kind {
-	case instanceUp:
+	case InstanceInputUp:
 		s.up = true
-	case instanceDown:
+	case InstanceInputDown:
 		s.up = false
 		clear(s.waiting)
 	}
@@ -72,7 +72,7 @@ func (s *instanceStepper) step(in instanceInput, line string) []instanceOutput {
 	return out
 }
 
-func appendInstanceStep(t tester, b []byte, out []instanceOutput) []byte {
+func appendInstanceStep(t tester, b []byte, out []InstanceOutput) []byte {
 	for _, o := range out {
 		b = fmt.Appendf(b, "%d %d %d %s %d %q ", o.Kind, o.Call, o.Conn, o.Target, o.Status, o.Text)
 		if o.Msg != nil {
@@ -83,24 +83,24 @@ func appendInstanceStep(t tester, b []byte, out []instanceOutput) []byte {
 	return b
 }
 
-func (s *instanceStepper) output(o instanceOutput) {
+func (s *instanceStepper) output(o InstanceOutput) {
 	s.t.Helper()
 	switch o.Kind {
-	case instanceConnect:
-		if s.dials[o.Call] != instanceSend {
+	case InstanceOutputConnect:
+		if s.dials[o.Call] != InstanceOutputSend {
 			s.t.Fatalf("call %d is answered twice", o.Call)
 		}
-		s.dials[o.Call] = instanceConnect
-	case instanceRefuse:
-		if s.dials[o.Call] != instanceSend || o.Status.Success() {
+		s.dials[o.Call] = InstanceOutputConnect
+	case InstanceOutputRefuse:
+		if s.dials[o.Call] != InstanceOutputSend || o.Status.Success() {
 			s.t.Fatalf("call %d is answered twice, or refused with %s", o.Call, o.Status)
 		}
-		s.dials[o.Call] = instanceRefuse
-	case instanceDrop:
+		s.dials[o.Call] = InstanceOutputRefuse
+	case InstanceOutputDrop:
 		if _, open := s.conns[o.Conn]; !open {
 			s.t.Fatalf("connection %d is dropped, and not open", o.Conn)
 		}
-	case instanceSend:
+	case InstanceOutputSend:
 		s.sent(o.Msg)
 	}
 }
@@ -163,17 +163,17 @@ func (s *instanceStepper) message(line string) {
 			s.closing[m.Head().MessageID]++
 		}
 	}
-	s.step(instanceInput{Kind: instanceMessage, Msg: m}, line)
+	s.step(InstanceInput{Kind: InstanceInputMessage, Msg: m}, line)
 }
 
 // end says that a connection ended, one way or the other: it is told once.
-func (s *instanceStepper) end(conn uint64, kind instanceInputKind) {
+func (s *instanceStepper) end(conn uint64, kind InstanceInputKind) {
 	s.t.Helper()
 	_, open := s.conns[conn]
 	delete(s.conns, conn)
 	infos := 0
-	for _, o := range s.step(instanceInput{Kind: kind, Conn: conn, Status: StatusSessionClosed}, "") {
-		if o.Kind == instanceSend {
+	for _, o := range s.step(InstanceInput{Kind: kind, Conn: conn, Status: StatusSessionClosed}, "") {
+		if o.Kind == InstanceOutputSend {
 			infos++
 		}
 	}
@@ -185,11 +185,11 @@ func (s *instanceStepper) end(conn uint64, kind instanceInputKind) {
 
 func (s *instanceStepper) replay() {
 	s.t.Helper()
-	core, b := newInstanceCore(coreLaunch), []byte(nil)
+	core, b := NewInstanceCore(coreLaunch), []byte(nil)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in
-		if in.Kind == instanceMessage {
+		if in.Kind == InstanceInputMessage {
 			m, err := reader.read(st.line)
 			if err != nil {
 				s.t.Fatalf("%v", err)
@@ -207,14 +207,14 @@ func TestInstanceCoreChaos(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := newInstanceStepper(t)
-		s.step(instanceInput{Kind: instanceUp}, "")
-		lastCall, lastConn, lastID := callID(0), uint64(0), int64(0)
-		call := func() callID { return callID(rapid.Uint64Range(1, uint64(lastCall)+1).Draw(t, "call")) }
+		s.step(InstanceInput{Kind: InstanceInputUp}, "")
+		lastCall, lastConn, lastID := CallID(0), uint64(0), int64(0)
+		call := func() CallID { return CallID(rapid.Uint64Range(1, uint64(lastCall)+1).Draw(t, "call")) }
 		conn := func() uint64 { return rapid.Uint64Range(1, lastConn+1).Draw(t, "connection") }
 		peer := func() netip.AddrPort {
 			return netip.AddrPortFrom(coreNodes[1], rapid.Uint16Range(1, 3).Draw(t, "peer"))
 		}
-		open := func(in instanceInput) {
+		open := func(in InstanceInput) {
 			lastConn++
 			in.Conn, in.Peer = lastConn, peer()
 			s.conns[lastConn] = in
@@ -223,8 +223,8 @@ func TestInstanceCoreChaos(t *testing.T) {
 		actions := []func(){
 			func() {
 				lastCall++
-				s.dials[lastCall] = instanceSend
-				s.step(instanceInput{Kind: instanceDial, Call: lastCall, Plug: rapid.SampledFrom([]string{"P1", "P1", "P2", "P9"}).Draw(t, "plug")}, "")
+				s.dials[lastCall] = InstanceOutputSend
+				s.step(InstanceInput{Kind: InstanceInputDial, Call: lastCall, Plug: rapid.SampledFrom([]string{"P1", "P1", "P2", "P9"}).Draw(t, "plug")}, "")
 			},
 			func() { // an answer, to a request that there was or not
 				m := &SessionResponse{Header: Header{MessageID: rapid.Int64Range(1, s.core.lastID+1).Draw(t, "message id"), SubType: AgentToService},
@@ -240,24 +240,26 @@ func TestInstanceCoreChaos(t *testing.T) {
 			},
 			func() {
 				c := call()
-				if s.dials[c] == instanceConnect && len(s.core.byCall) > 0 {
+				if s.dials[c] == InstanceOutputConnect && len(s.core.byCall) > 0 {
 					if _, waits := s.core.byCall[c]; waits {
-						open(instanceInput{Kind: instanceDialed, Call: c, Port: rapid.Uint16Range(1, 3).Draw(t, "port")})
+						open(InstanceInput{Kind: InstanceInputDialed, Call: c, Port: rapid.Uint16Range(1, 3).Draw(t, "port")})
 						return
 					}
 				}
 				// Not granted, or over: nothing comes of it.
-				s.step(instanceInput{Kind: instanceDialFailed, Call: c, Status: StatusCanceled}, "")
+				s.step(InstanceInput{Kind: InstanceInputDialFailed, Call: c, Status: StatusCanceled}, "")
 			},
-			func() { s.step(instanceInput{Kind: instanceDialFailed, Call: call(), Status: StatusUnreachable}, "") },
-			func() { open(instanceInput{Kind: instanceAccepted, Socket: "S1", Port: 54000}) },
-			func() { s.end(conn(), instanceConnClosed) },
-			func() { s.end(conn(), instanceConnDropped) },
+			func() {
+				s.step(InstanceInput{Kind: InstanceInputDialFailed, Call: call(), Status: StatusUnreachable}, "")
+			},
+			func() { open(InstanceInput{Kind: InstanceInputAccepted, Socket: "S1", Port: 54000}) },
+			func() { s.end(conn(), InstanceInputConnClosed) },
+			func() { s.end(conn(), InstanceInputConnDropped) },
 			func() { // a close request for a session that there is or not
 				lastID++
 				id := max(1, lastID-rapid.Int64Range(0, 1).Draw(t, "again"))
 				c := s.conns[conn()]
-				if c.Kind == instanceDialed {
+				if c.Kind == InstanceInputDialed {
 					e := s.core.conns[c.Conn]
 					s.message(encode(t, &SourceSessionCloseRequest{Header: Header{MessageID: id, SubType: AgentToSourceService},
 						SourceServiceName: "A", SourceServiceInstanceID: 7, SourceServiceInstanceNetworkAddress: coreNodes[0],
@@ -277,16 +279,16 @@ func TestInstanceCoreChaos(t *testing.T) {
 				}
 				s.message(encode(t, m))
 			},
-			func() { s.step(instanceInput{Kind: instanceHealth, Status: StatusOverloaded}, "") },
-			func() { s.step(instanceInput{Kind: instanceDrained}, "") },
+			func() { s.step(InstanceInput{Kind: InstanceInputHealth, Status: StatusOverloaded}, "") },
+			func() { s.step(InstanceInput{Kind: InstanceInputDrained}, "") },
 			func() {
 				if s.up {
-					s.step(instanceInput{Kind: instanceDown}, "")
+					s.step(InstanceInput{Kind: InstanceInputDown}, "")
 				} else {
-					s.step(instanceInput{Kind: instanceUp}, "")
+					s.step(InstanceInput{Kind: InstanceInputUp}, "")
 				}
 			},
-			func() { s.step(instanceInput{Kind: instanceTerminating}, "") },
+			func() { s.step(InstanceInput{Kind: InstanceInputTerminating}, "") },
 		}
 		for range rapid.IntRange(5, 100).Draw(t, "steps") {
 			actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
@@ -295,15 +297,15 @@ func TestInstanceCoreChaos(t *testing.T) {
 		// In the end nothing stays pending: dials fail with the agent, and the
 		// Manager hears of every end.
 		for c := range lastConn {
-			s.end(c+1, instanceConnClosed)
+			s.end(c+1, InstanceInputConnClosed)
 		}
 		for c := range lastCall {
-			s.step(instanceInput{Kind: instanceDialFailed, Call: c + 1, Status: StatusCanceled}, "")
+			s.step(InstanceInput{Kind: InstanceInputDialFailed, Call: c + 1, Status: StatusCanceled}, "")
 		}
 		if s.up {
-			s.step(instanceInput{Kind: instanceDown}, "")
+			s.step(InstanceInput{Kind: InstanceInputDown}, "")
 		}
-		s.step(instanceInput{Kind: instanceUp}, "")
+		s.step(InstanceInput{Kind: InstanceInputUp}, "")
 		if len(s.core.dials) > 0 || len(s.core.byCall) > 0 || len(s.core.reports) > 0 || len(s.core.byPorts) > 0 {
 			t.Fatalf("pending: %d dials, %d calls, %d reports, %d connections", len(s.core.dials), len(s.core.byCall), len(s.core.reports), len(s.core.byPorts))
 		}
@@ -327,22 +329,22 @@ func FuzzInstanceCore(f *testing.F) {
 	f.Add("C P1\nC P2\nD\nU\nF 2\n" + strings.Join(readHops(f), "\n"))
 	f.Fuzz(func(t *testing.T, script string) {
 		s := newInstanceStepper(t)
-		s.step(instanceInput{Kind: instanceUp}, "")
-		calls := callID(0)
+		s.step(InstanceInput{Kind: InstanceInputUp}, "")
+		calls := CallID(0)
 		for n, line := range strings.Split(script, "\n") {
 			verb, rest, _ := strings.Cut(line, " ")
 			switch {
 			case n > 200:
 			case verb == "U" && !s.up:
-				s.step(instanceInput{Kind: instanceUp}, "")
+				s.step(InstanceInput{Kind: InstanceInputUp}, "")
 			case verb == "D" && s.up:
-				s.step(instanceInput{Kind: instanceDown}, "")
+				s.step(InstanceInput{Kind: InstanceInputDown}, "")
 			case verb == "C":
 				calls++
-				s.dials[calls] = instanceSend
-				s.step(instanceInput{Kind: instanceDial, Call: calls, Plug: rest}, "")
+				s.dials[calls] = InstanceOutputSend
+				s.step(InstanceInput{Kind: InstanceInputDial, Call: calls, Plug: rest}, "")
 			case verb == "F":
-				s.step(instanceInput{Kind: instanceDialFailed, Call: callID(len(rest)), Status: StatusCanceled}, "")
+				s.step(InstanceInput{Kind: InstanceInputDialFailed, Call: CallID(len(rest)), Status: StatusCanceled}, "")
 			case len(line) <= MaxLine:
 				if _, err := ParseMessage(line); err == nil {
 					s.message(line)

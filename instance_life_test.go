@@ -129,21 +129,21 @@ func TestAgentAway(t *testing.T) {
 func TestReportsKeptAreBounded(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("n", MaxName)
-	c := newInstanceCore(Launch{Service: long, ID: 1 << 60, Address: netip.MustParseAddr("fd00:1111:2222:3333:4444:5555:6666:7777"), Secret: long,
+	c := NewInstanceCore(Launch{Service: long, ID: 1 << 60, Address: netip.MustParseAddr("fd00:1111:2222:3333:4444:5555:6666:7777"), Secret: long,
 		Plugs: []PlugTarget{{long, long, long}}})
 	const ends = 10_000
 	warned := 0
 	for n := range uint64(ends) {
 		c.add(n, &sessionEnd{source: true, target: c.launch.Plugs[0], dest: 1 << 60, peer: netip.AddrPortFrom(c.launch.Address, 54000), port: uint16(n + 1)})
-		for _, o := range c.Step(instanceInput{Kind: instanceConnClosed, Conn: n, Status: StatusSessionClosed}) {
-			if o.Kind != instanceWarn {
+		for _, o := range c.Step(InstanceInput{Kind: InstanceInputConnClosed, Conn: n, Status: StatusSessionClosed}) {
+			if o.Kind != InstanceOutputWarn {
 				t.Fatalf("without an agent: %+v", o)
 			}
 			warned++
 		}
 	}
 	size, reports := 0, 0
-	for n, o := range c.Step(instanceInput{Kind: instanceUp}) {
+	for n, o := range c.Step(InstanceInput{Kind: InstanceInputUp}) {
 		b, err := AppendMessage(nil, o.Msg)
 		if err != nil {
 			t.Fatal(err)
@@ -165,10 +165,10 @@ func TestReportsKeptAreBounded(t *testing.T) {
 	}
 
 	// The bound is on what waits, not on what ever waited.
-	c.Step(instanceInput{Kind: instanceDown})
+	c.Step(InstanceInput{Kind: InstanceInputDown})
 	c.add(1, &sessionEnd{source: true, target: c.launch.Plugs[0], peer: netip.AddrPortFrom(c.launch.Address, 54000), port: 1})
-	c.Step(instanceInput{Kind: instanceConnClosed, Conn: 1, Status: StatusSessionClosed})
-	if out := c.Step(instanceInput{Kind: instanceUp}); len(out) != 2 {
+	c.Step(InstanceInput{Kind: InstanceInputConnClosed, Conn: 1, Status: StatusSessionClosed})
+	if out := c.Step(InstanceInput{Kind: InstanceInputUp}); len(out) != 2 {
 		t.Errorf("on the next return: %d messages; want hello and one report", len(out))
 	}
 }

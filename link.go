@@ -30,7 +30,7 @@ var errQueueFull = errors.New("ssmmp: peer reads too slowly")
 // A link carries messages over one connection: one goroutine reads, another
 // writes, and whatever is queued goes out in one write.
 type link struct {
-	id   connID
+	id   ConnID
 	conn net.Conn
 
 	mu      sync.Mutex
@@ -43,7 +43,7 @@ type link struct {
 	done    chan struct{}
 }
 
-func newLink(id connID, conn net.Conn) *link {
+func newLink(id ConnID, conn net.Conn) *link {
 	l := &link{id: id, conn: conn, done: make(chan struct{})}
 	l.wake.L = &l.mu
 	go l.write()

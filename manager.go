@@ -70,7 +70,9 @@ type ManagerConfig struct {
 	// History is how many events are kept; 65,536 by default.
 	History int
 
-	firstMessage int64 // the message ids come after it
+	// FirstMessage is a number after which the Manager's message ids come. By
+	// default it comes from the wall clock, like FirstInstance.
+	FirstMessage int64
 }
 
 // Validate reports every fault of the configuration at once.
@@ -120,13 +122,17 @@ func (c *ManagerConfig) Validate() error {
 	if c.FirstInstance < 0 {
 		fault("FirstInstance", c.FirstInstance, "negative")
 	}
+	if c.FirstMessage < 0 {
+		fault("FirstMessage", c.FirstMessage, "negative")
+	}
 	if first, last := cmp.Or(c.FirstPort, FirstSocketPort), cmp.Or(c.LastPort, LastSocketPort); first > last {
 		fault("FirstPort", first, fmt.Sprintf("above LastPort, %d", last))
 	}
 	return errors.Join(faults...)
 }
 
-func (c ManagerConfig) withDefaults() ManagerConfig {
+// WithDefaults returns a copy with defaults in place of zero values.
+func (c ManagerConfig) WithDefaults() ManagerConfig {
 	c.Graphs = slices.Clone(c.Graphs)
 	for i, g := range c.Graphs {
 		c.Graphs[i] = g.Clone()
@@ -154,7 +160,7 @@ func (c ManagerConfig) withDefaults() ManagerConfig {
 	c.FirstInstance = cmp.Or(c.FirstInstance, InstanceID(max(now, 1)))
 	// As with instances: an answer to a Manager before this one must not be
 	// taken for an answer to it. Agents have the ids from 1<<62 on.
-	c.firstMessage = now & (1<<45 - 1) << 16
+	c.FirstMessage = cmp.Or(c.FirstMessage, now&(1<<45-1)<<16)
 	return c
 }
 
@@ -168,11 +174,11 @@ type Manager struct {
 	history *history
 
 	mu       sync.Mutex // guards what follows; held during a step, never across I/O
-	core     *managerCore
-	links    map[connID]*link
-	lastConn connID
-	calls    map[callID]chan error
-	lastCall callID
+	core     *ManagerCore
+	links    map[ConnID]*link
+	lastConn ConnID
+	calls    map[CallID]chan error
+	lastCall CallID
 	timer    *time.Timer
 	wakeAt   time.Duration // what timer is set for
 	closed   bool
@@ -186,13 +192,13 @@ func NewManager(cfg ManagerConfig) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
+	cfg = cfg.WithDefaults()
 	m := &Manager{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), history: newHistory(cfg.History),
-		core:  newManagerCore(cfg),
-		links: map[connID]*link{}, calls: map[callID]chan error{}, done: make(chan struct{}),
+		core:  NewManagerCore(cfg),
+		links: map[ConnID]*link{}, calls: map[CallID]chan error{}, done: make(chan struct{}),
 	}
-	m.timer = time.AfterFunc(time.Hour, func() { m.step(managerInput{Kind: managerTime}) })
+	m.timer = time.AfterFunc(time.Hour, func() { m.step(ManagerInput{Kind: ManagerInputTime}) })
 	return m, nil
 }
 
@@ -282,7 +288,7 @@ func (m *Manager) agentConn(conn net.Conn) {
 	bad := 0
 	known := introduced(conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
 	err := l.read(func(msg Message) {
-		m.step(managerInput{Kind: managerMessage, Conn: l.id, Msg: msg})
+		m.step(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg})
 		known()
 	}, func(p *ProtocolError) {
 		if bad++; bad <= badLinesLogged {
@@ -295,7 +301,7 @@ func (m *Manager) agentConn(conn net.Conn) {
 			l.send(r)
 		}
 	})
-	m.step(managerInput{Kind: managerLost, Conn: l.id})
+	m.step(ManagerInput{Kind: ManagerInputLost, Conn: l.id})
 	l.wait()
 	m.mu.Lock()
 	delete(m.links, l.id)
@@ -304,7 +310,7 @@ func (m *Manager) agentConn(conn net.Conn) {
 }
 
 // step has the core take one input and carries out what it decides.
-func (m *Manager) step(in managerInput) {
+func (m *Manager) step(in ManagerInput) {
 	m.mu.Lock()
 	in.Now = time.Since(m.started)
 	out, events := m.core.Step(in)
@@ -312,7 +318,7 @@ func (m *Manager) step(in managerInput) {
 	for i := range out {
 		m.perform(&out[i])
 	}
-	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == managerTime) {
+	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == ManagerInputTime) {
 		m.wakeAt = at
 		m.timer.Reset(max(0, at-in.Now))
 	}
@@ -322,19 +328,19 @@ func (m *Manager) step(in managerInput) {
 	}
 }
 
-func (m *Manager) perform(o *managerOutput) {
+func (m *Manager) perform(o *ManagerOutput) {
 	switch o.Kind {
-	case managerSend:
+	case ManagerOutputSend:
 		if l := m.links[o.Conn]; l != nil {
 			if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
 				m.core.dropped++
 			}
 		}
-	case managerClose:
+	case ManagerOutputClose:
 		if l := m.links[o.Conn]; l != nil {
 			l.abort()
 		}
-	case managerReply:
+	case ManagerOutputReply:
 		if reply := m.calls[o.Call]; reply != nil {
 			delete(m.calls, o.Call)
 			reply <- o.Err
@@ -355,14 +361,14 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 	m.calls[id] = reply
 	m.mu.Unlock()
 
-	m.step(managerInput{Kind: managerCommand, Call: id, Cmd: cmd})
+	m.step(ManagerInput{Kind: ManagerInputCommand, Call: id, Cmd: cmd})
 	select {
 	case err := <-reply:
 		return err
 	case <-ctx.Done():
 	case <-m.done:
 	}
-	m.step(managerInput{Kind: managerCancel, Call: id})
+	m.step(ManagerInput{Kind: ManagerInputCancel, Call: id})
 	m.mu.Lock()
 	delete(m.calls, id)
 	m.mu.Unlock()
@@ -383,7 +389,7 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 // its gateways start when they can. A deployed gateway that ends, by itself or
 // through Shutdown, is started again.
 func (m *Manager) Deploy(ctx context.Context, graph string) error {
-	err := m.call(ctx, deployCommand{graph})
+	err := m.call(ctx, DeployCommand{graph})
 	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		m.mu.Lock()
 		lacking := m.core.lacking(graph)
@@ -397,26 +403,26 @@ func (m *Manager) Deploy(ctx context.Context, graph string) error {
 // on, and returns when none runs any more. When ctx ends before, it goes on
 // without being waited for.
 func (m *Manager) Undeploy(ctx context.Context, graph string) error {
-	return m.call(ctx, undeployCommand{graph})
+	return m.call(ctx, UndeployCommand{graph})
 }
 
 // Shutdown shuts an instance down gracefully (PROTOCOL section 3): its sessions
 // close first, then it is asked to exit; at the DrainTimeout the shutdown turns
 // hard. It returns when the instance has ended.
 func (m *Manager) Shutdown(ctx context.Context, id InstanceID) error {
-	return m.call(ctx, shutdownCommand{id, false})
+	return m.call(ctx, ShutdownCommand{id, false})
 }
 
 // HardShutdown has the far ends of an instance's sessions close them, and then
 // has it killed with all its children. It returns when it has ended.
 func (m *Manager) HardShutdown(ctx context.Context, id InstanceID) error {
-	return m.call(ctx, shutdownCommand{id, true})
+	return m.call(ctx, ShutdownCommand{id, true})
 }
 
 // CloseSession has a session closed, at its source, or at its destination when
 // the source does not answer. It returns when the session is closed.
 func (m *Manager) CloseSession(ctx context.Context, id SessionID) error {
-	return m.call(ctx, closeCommand{id})
+	return m.call(ctx, CloseSessionCommand{id})
 }
 
 // Snapshot returns the state at this moment.

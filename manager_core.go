@@ -17,52 +17,61 @@ import (
 // instances live in manager_instance_core.go, sessions in
 // manager_session_core.go.
 
-// A callID is one call of a method that waits for its outcome.
-type callID uint64
+// A CallID is one call of a method that waits for its outcome. Who drives a
+// core chooses it, and uses none twice.
+type CallID uint64
 
-type managerInputKind uint8
+// A ManagerInputKind tells what a ManagerInput is.
+type ManagerInputKind uint8
 
 const (
-	managerTime    managerInputKind = iota // nothing but the time
-	managerMessage                         // Msg arrived on Conn
-	managerLost                            // Conn ended
-	managerCommand                         // Cmd was called, as Call
-	managerCancel                          // Call waits no more
+	ManagerInputTime    ManagerInputKind = iota // nothing but the time
+	ManagerInputMessage                         // Msg arrived on Conn
+	ManagerInputLost                            // Conn ended
+	ManagerInputCommand                         // Cmd was called, as Call
+	ManagerInputCancel                          // Call waits no more
 )
 
-type managerInput struct {
+// A ManagerInput is one thing that happens to a Manager.
+type ManagerInput struct {
 	Now  time.Duration // since the Manager's start, monotonic
-	Kind managerInputKind
-	Conn connID
+	Kind ManagerInputKind
+	Conn ConnID
 	Msg  Message // borrowed: valid during the Step only
-	Call callID
+	Call CallID
 	Cmd  any
 }
 
 // The commands of an operator.
 type (
-	deployCommand   struct{ graph string }
-	undeployCommand struct{ graph string }
-	shutdownCommand struct {
-		id   InstanceID
-		hard bool
+	// DeployCommand executes the API Gateways of a graph.
+	DeployCommand struct{ Graph string }
+	// UndeployCommand shuts all instances of a graph down.
+	UndeployCommand struct{ Graph string }
+	// ShutdownCommand shuts an instance down, gracefully or hard.
+	ShutdownCommand struct {
+		Instance InstanceID
+		Hard     bool
 	}
-	closeCommand struct{ id SessionID }
+	// CloseSessionCommand has a session closed.
+	CloseSessionCommand struct{ Session SessionID }
 )
 
-type managerOutputKind uint8
+// A ManagerOutputKind tells what a ManagerOutput asks for.
+type ManagerOutputKind uint8
 
 const (
-	managerSend  managerOutputKind = iota // Msg to Conn
-	managerClose                          // Conn, at once: its peer is gone, or misbehaves
-	managerReply                          // Call is answered with Err
+	ManagerOutputSend  ManagerOutputKind = iota // Msg to Conn
+	ManagerOutputClose                          // Conn, at once: its peer is gone, or misbehaves
+	ManagerOutputReply                          // Call is answered with Err
 )
 
-type managerOutput struct {
-	Kind managerOutputKind
-	Conn connID
+// A ManagerOutput is one thing that the core wants done.
+type ManagerOutput struct {
+	Kind ManagerOutputKind
+	Conn ConnID
 	Msg  Message
-	Call callID
+	Call CallID
 	Err  error
 }
 
@@ -74,10 +83,12 @@ const (
 	maxViolations, violationsKept = 1000, 10
 )
 
-type managerCore struct {
+// A ManagerCore decides what a Manager does. Whoever drives it, Manager or a
+// simulator, owns it alone.
+type ManagerCore struct {
 	cfg    ManagerConfig
 	now    time.Duration
-	out    []managerOutput
+	out    []ManagerOutput
 	events []Event
 
 	graphs map[string]*Graph // the knowledge base: what can be deployed
@@ -85,7 +96,7 @@ type managerCore struct {
 
 	agents []*agent // in the order of their first registration
 	byAddr map[netip.Addr]*agent
-	conns  map[connID]*agent
+	conns  map[ConnID]*agent
 
 	instances    map[InstanceID]*instance
 	slots        []*instance // by instance.slot; slot 0 is never used
@@ -106,7 +117,7 @@ type managerCore struct {
 	calls []call
 
 	dropped    uint64         // late, unknown and unexpected messages
-	violations map[connID]int // of the protocol, by connection
+	violations map[ConnID]int // of the protocol, by connection
 }
 
 // An exchange is a request of the Manager that waits for its response.
@@ -120,21 +131,23 @@ type exchange struct {
 
 // A call waits until finished says so.
 type call struct {
-	id       callID
+	id       CallID
 	finished func() (bool, error)
 }
 
-func newManagerCore(cfg ManagerConfig) *managerCore {
-	c := &managerCore{
+// NewManagerCore returns a core without agents. cfg is complete: WithDefaults
+// returned it.
+func NewManagerCore(cfg ManagerConfig) *ManagerCore {
+	c := &ManagerCore{
 		cfg:       cfg,
 		graphs:    map[string]*Graph{},
 		byAddr:    map[netip.Addr]*agent{},
-		conns:     map[connID]*agent{},
+		conns:     map[ConnID]*agent{},
 		instances: map[InstanceID]*instance{},
 		offers:    map[offerKey]uint32{},
 		waiting:   map[offerKey]bool{},
-		exchanges: map[int64]*exchange{}, violations: map[connID]int{},
-		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.firstMessage,
+		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{},
+		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage,
 	}
 	for _, g := range cfg.Graphs {
 		c.graphs[g.Name] = g
@@ -144,20 +157,20 @@ func newManagerCore(cfg ManagerConfig) *managerCore {
 
 // Step takes one input. What it returns is valid until the next Step. The
 // events come before the outputs: nothing may leave before they are kept.
-func (c *managerCore) Step(in managerInput) ([]managerOutput, []Event) {
+func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	clear(c.out)
 	c.out, c.events = c.out[:0], c.events[:0]
 	c.now = max(c.now, in.Now)
 	c.expire()
 
 	switch in.Kind {
-	case managerMessage:
+	case ManagerInputMessage:
 		c.message(in.Conn, in.Msg)
-	case managerLost:
+	case ManagerInputLost:
 		c.connLost(in.Conn)
-	case managerCommand:
+	case ManagerInputCommand:
 		c.command(in.Call, in.Cmd)
-	case managerCancel:
+	case ManagerInputCancel:
 		c.calls = slices.DeleteFunc(c.calls, func(w call) bool { return w.id == in.Call })
 	}
 	c.finishCalls()
@@ -166,7 +179,7 @@ func (c *managerCore) Step(in managerInput) ([]managerOutput, []Event) {
 
 // NextDeadline returns when the core wants to be stepped at the latest, and
 // false when it waits for nothing. A step that comes too early does no harm.
-func (c *managerCore) NextDeadline() (time.Duration, bool) {
+func (c *ManagerCore) NextDeadline() (time.Duration, bool) {
 	at, ok := time.Duration(0), false
 	if len(c.timers) > 0 {
 		at, ok = c.timers[0].at, true
@@ -177,16 +190,16 @@ func (c *managerCore) NextDeadline() (time.Duration, bool) {
 	return at, ok
 }
 
-func (c *managerCore) send(a *agent, m Message) {
+func (c *ManagerCore) send(a *agent, m Message) {
 	if a.up() {
-		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: a.conn, Msg: m})
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: a.conn, Msg: m})
 	}
 }
 
 // request sends a request to an agent and calls done once: with the status of
 // the response, or with 504 when none came in time. While the agent is away
 // the request waits for it to come back.
-func (c *managerCore) request(a *agent, m Message, want Type, timeout time.Duration, done func(Status)) {
+func (c *ManagerCore) request(a *agent, m Message, want Type, timeout time.Duration, done func(Status)) {
 	c.lastMessage++
 	x := &exchange{id: c.lastMessage, to: a, want: want, msg: m, done: done}
 	m.Head().MessageID = x.id
@@ -202,7 +215,7 @@ func (c *managerCore) request(a *agent, m Message, want Type, timeout time.Durat
 
 // response completes the exchange that a response belongs to. A response
 // counts only from the agent that was asked, and only of the type asked for.
-func (c *managerCore) response(a *agent, m Message, status Status) {
+func (c *ManagerCore) response(a *agent, m Message, status Status) {
 	x := c.exchanges[m.Head().MessageID]
 	if x == nil || x.to != a || x.want != m.Type() {
 		c.dropped++
@@ -213,7 +226,7 @@ func (c *managerCore) response(a *agent, m Message, status Status) {
 }
 
 // message handles what an agent sent.
-func (c *managerCore) message(conn connID, m Message) {
+func (c *ManagerCore) message(conn ConnID, m Message) {
 	if err := CheckHop(m, ActorAgent, ActorManager); err != nil {
 		c.violation(conn, err.Error())
 		return
@@ -226,7 +239,7 @@ func (c *managerCore) message(conn connID, m Message) {
 	if a == nil {
 		c.violation(conn, m.Type().String()+" before initiation_request")
 		if r, ok := m.(*SessionRequest); ok {
-			c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: sessionFailure(r, StatusUnauthenticated)})
+			c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: sessionFailure(r, StatusUnauthenticated)})
 		}
 		return
 	}
@@ -240,7 +253,7 @@ func (c *managerCore) message(conn connID, m Message) {
 	case *DestSessionCloseInfo:
 		c.destCloseInfo(a, m)
 	case *InstanceHealthResponse:
-		c.instanceHealth(a, m)
+		c.InstanceInputHealth(a, m)
 	case *AgentHealthResponse:
 		c.agentHealth(a, m)
 	case *TerminationInfo:
@@ -260,7 +273,7 @@ func (c *managerCore) message(conn connID, m Message) {
 
 // violation records that a peer broke the protocol. Its message is dropped and
 // nothing else of it; a peer that does little else loses its connection.
-func (c *managerCore) violation(conn connID, cause string) {
+func (c *ManagerCore) violation(conn ConnID, cause string) {
 	if !c.misbehaves(conn) {
 		return
 	}
@@ -273,21 +286,21 @@ func (c *managerCore) violation(conn connID, cause string) {
 
 // misbehaves counts a peer's misconduct, ends a connection that has little else
 // to offer, and reports whether the history shall have it.
-func (c *managerCore) misbehaves(conn connID) bool {
+func (c *ManagerCore) misbehaves(conn ConnID) bool {
 	c.dropped++
 	c.violations[conn]++
 	n := c.violations[conn]
 	if n == maxViolations {
-		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
 	}
 	return n <= violationsKept
 }
 
 // register takes in an agent, or takes it back (PROTOCOL section 3,
 // Registration).
-func (c *managerCore) register(conn connID, m *InitiationRequest) {
+func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	answer := func(s Status) {
-		c.out = append(c.out, managerOutput{Kind: managerSend, Conn: conn, Msg: &InitiationResponse{
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: &InitiationResponse{
 			Header: Header{MessageID: m.MessageID, Extensions: []Extension{{extHeard, "0"}}}, Status: s}})
 	}
 	refuse := func(s Status, cause string) {
@@ -315,7 +328,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 		}
 		// The same agent came back before its old connection was seen to end.
 		delete(c.conns, a.conn)
-		c.out = append(c.out, managerOutput{Kind: managerClose, Conn: a.conn})
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: a.conn})
 		back = true
 	}
 	if a != nil && a.conn == conn {
@@ -358,7 +371,7 @@ func (c *managerCore) register(conn connID, m *InitiationRequest) {
 
 // settle compares what an agent says it runs with what should run there: the
 // agent is right about the former, the Manager about the latter.
-func (c *managerCore) settle(a *agent, running []InstanceID) {
+func (c *ManagerCore) settle(a *agent, running []InstanceID) {
 	runs := map[InstanceID]bool{}
 	for _, id := range running {
 		runs[id] = true
@@ -376,7 +389,7 @@ func (c *managerCore) settle(a *agent, running []InstanceID) {
 	}
 }
 
-func (c *managerCore) exchangesOf(a *agent) []*exchange {
+func (c *ManagerCore) exchangesOf(a *agent) []*exchange {
 	var xs []*exchange
 	for _, x := range c.exchanges {
 		if x.to == a {
@@ -389,7 +402,7 @@ func (c *managerCore) exchangesOf(a *agent) []*exchange {
 
 // connLost handles the end of an agent's connection: its instances are taken
 // to run, until it stayed away for too long.
-func (c *managerCore) connLost(conn connID) {
+func (c *ManagerCore) connLost(conn ConnID) {
 	delete(c.violations, conn)
 	a := c.conns[conn]
 	if a == nil {
@@ -406,7 +419,7 @@ func (c *managerCore) connLost(conn connID) {
 	})
 }
 
-func (c *managerCore) lose(a *agent) {
+func (c *ManagerCore) lose(a *agent) {
 	c.record(Event{Kind: EventAgentLost, Node: a.addr, Cause: fmt.Sprintf("away for %v", c.cfg.LostAfter)})
 	for _, x := range c.exchangesOf(a) {
 		delete(c.exchanges, x.id)
@@ -418,14 +431,14 @@ func (c *managerCore) lose(a *agent) {
 
 // watch asks an agent and its instances for their health, periodically, for as
 // long as this connection lasts (PROTOCOL section 3, Monitoring).
-func (c *managerCore) watch(a *agent, conn connID) {
+func (c *ManagerCore) watch(a *agent, conn ConnID) {
 	c.after(c.cfg.HealthPeriod, func() {
 		if a.conn != conn {
 			return
 		}
 		if a.healthAsked != 0 {
 			if a.healthMissed++; a.healthMissed >= c.cfg.HealthMisses {
-				c.out = append(c.out, managerOutput{Kind: managerClose, Conn: conn})
+				c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
 				c.connLost(conn)
 				return
 			}
@@ -444,7 +457,7 @@ func (c *managerCore) watch(a *agent, conn connID) {
 	})
 }
 
-func (c *managerCore) agentHealth(a *agent, m *AgentHealthResponse) {
+func (c *ManagerCore) agentHealth(a *agent, m *AgentHealthResponse) {
 	if m.MessageID != a.healthAsked {
 		c.dropped++
 		return
@@ -454,71 +467,71 @@ func (c *managerCore) agentHealth(a *agent, m *AgentHealthResponse) {
 }
 
 // command carries out what an operator asked for.
-func (c *managerCore) command(id callID, cmd any) {
+func (c *ManagerCore) command(id CallID, cmd any) {
 	fail := func(err error) {
-		c.out = append(c.out, managerOutput{Kind: managerReply, Call: id, Err: err})
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputReply, Call: id, Err: err})
 	}
 	wait := func(finished func() (bool, error)) { c.calls = append(c.calls, call{id, finished}) }
 
 	switch cmd := cmd.(type) {
-	case deployCommand:
-		if c.graphs[cmd.graph] == nil {
-			fail(fmt.Errorf("deploy %q: no such graph: %w", cmd.graph, ErrNotFound))
+	case DeployCommand:
+		if c.graphs[cmd.Graph] == nil {
+			fail(fmt.Errorf("deploy %q: no such graph: %w", cmd.Graph, ErrNotFound))
 			return
 		}
-		if app := c.app(cmd.graph); app != nil && app.retiring {
-			fail(fmt.Errorf("deploy %q: it is being undeployed: %w", cmd.graph, ErrRefused))
+		if app := c.app(cmd.Graph); app != nil && app.retiring {
+			fail(fmt.Errorf("deploy %q: it is being undeployed: %w", cmd.Graph, ErrRefused))
 			return
 		} else if app == nil {
-			c.record(Event{Kind: EventGraphDeployed, Graph: cmd.graph, Cause: "operator"})
+			c.record(Event{Kind: EventGraphDeployed, Graph: cmd.Graph, Cause: "operator"})
 		}
 		c.restore()
-		wait(func() (bool, error) { return c.deployed(cmd.graph) })
+		wait(func() (bool, error) { return c.deployed(cmd.Graph) })
 
-	case undeployCommand:
-		app := c.app(cmd.graph)
+	case UndeployCommand:
+		app := c.app(cmd.Graph)
 		if app == nil {
-			fail(fmt.Errorf("undeploy %q: not deployed: %w", cmd.graph, ErrNotFound))
+			fail(fmt.Errorf("undeploy %q: not deployed: %w", cmd.Graph, ErrNotFound))
 			return
 		}
 		if !app.retiring {
-			c.record(Event{Kind: EventGraphUndeployed, Graph: cmd.graph, Cause: "operator"})
+			c.record(Event{Kind: EventGraphUndeployed, Graph: cmd.Graph, Cause: "operator"})
 			c.retire(app)
 		}
-		wait(func() (bool, error) { return c.app(cmd.graph) != app, nil })
+		wait(func() (bool, error) { return c.app(cmd.Graph) != app, nil })
 
-	case shutdownCommand:
-		i := c.instances[cmd.id]
+	case ShutdownCommand:
+		i := c.instances[cmd.Instance]
 		if i == nil {
-			fail(fmt.Errorf("shut down instance %d: %w", cmd.id, ErrNotFound))
+			fail(fmt.Errorf("shut down instance %d: %w", cmd.Instance, ErrNotFound))
 			return
 		}
-		c.shutdown(i, cmd.hard, "operator")
+		c.shutdown(i, cmd.Hard, "operator")
 		wait(func() (bool, error) { return !i.live(), nil })
 
-	case closeCommand:
-		slot := c.sessions.lookup(cmd.id)
+	case CloseSessionCommand:
+		slot := c.sessions.lookup(cmd.Session)
 		if slot == 0 {
-			fail(fmt.Errorf("close session %s: %w", cmd.id, ErrNotFound))
+			fail(fmt.Errorf("close session %s: %w", cmd.Session, ErrNotFound))
 			return
 		}
 		if s := c.sessions.at(slot); !c.slots[s.src].a.up() && !c.slots[s.dst].a.up() {
-			fail(fmt.Errorf("close session %s: the agents of both its ends are away: %w", cmd.id, ErrUnavailable))
+			fail(fmt.Errorf("close session %s: the agents of both its ends are away: %w", cmd.Session, ErrUnavailable))
 			return
 		}
 		c.closeSession(slot, "operator")
-		wait(func() (bool, error) { return c.sessions.lookup(cmd.id) == 0, nil })
+		wait(func() (bool, error) { return c.sessions.lookup(cmd.Session) == 0, nil })
 	}
 }
 
-func (c *managerCore) finishCalls() {
+func (c *ManagerCore) finishCalls() {
 	if len(c.calls) == 0 {
 		return
 	}
 	c.calls = slices.DeleteFunc(c.calls, func(w call) bool {
 		done, err := w.finished()
 		if done {
-			c.out = append(c.out, managerOutput{Kind: managerReply, Call: w.id, Err: err})
+			c.out = append(c.out, ManagerOutput{Kind: ManagerOutputReply, Call: w.id, Err: err})
 		}
 		return done
 	})
@@ -548,13 +561,13 @@ func (h *timerHeap) Pop() any {
 	return t
 }
 
-func (c *managerCore) after(d time.Duration, f func()) {
+func (c *ManagerCore) after(d time.Duration, f func()) {
 	c.timerSeq++
 	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
 }
 
 // expire does what is due.
-func (c *managerCore) expire() {
+func (c *ManagerCore) expire() {
 	for len(c.timers) > 0 && c.timers[0].at <= c.now {
 		heap.Pop(&c.timers).(timer).f()
 	}

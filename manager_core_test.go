@@ -79,14 +79,14 @@ func coreGraphs(t testing.TB) []*Graph {
 type managerStepper struct {
 	t      tester
 	cfg    ManagerConfig
-	core   *managerCore
+	core   *ManagerCore
 	reader lineReader
 	now    time.Duration
 
 	steps      []managerStep // for a replay
 	transcript []byte        // of every output and event
 
-	conns  map[connID]netip.Addr // open; with the address that was accepted on it
+	conns  map[ConnID]netip.Addr // open; with the address that was accepted on it
 	lastID InstanceID
 	live   map[InstanceID]Event // its EventInstanceRequested
 	ready  map[InstanceID]bool
@@ -104,15 +104,15 @@ type managerStepper struct {
 	requests []managerRequest          // of the Manager, that an agent may answer
 	past     []managerRequest          // and those that were answered
 	offers   []*SessionResponse        // grants, that an instance may acknowledge
-	replied  map[callID]bool
+	replied  map[CallID]bool
 	sent     map[string]bool // requests, by connection and message id
-	closings map[connID]int  // how often a connection should have been closed
+	closings map[ConnID]int  // how often a connection should have been closed
 
 	comesBack bool // an agent registers: what was pending is sent again
 }
 
 type managerStep struct {
-	in   managerInput
+	in   ManagerInput
 	line string
 }
 
@@ -127,24 +127,24 @@ type managerRequest struct {
 }
 
 func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
-	cfg = cfg.withDefaults()
-	cfg.FirstInstance, cfg.firstMessage = 1, 0 // not from the clock: a replay gives the same
+	cfg = cfg.WithDefaults()
+	cfg.FirstInstance, cfg.FirstMessage = 1, 0 // not from the clock: a replay gives the same
 	return &managerStepper{
-		t: t, cfg: cfg, core: newManagerCore(cfg),
-		conns: map[connID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},
+		t: t, cfg: cfg, core: NewManagerCore(cfg),
+		conns: map[ConnID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},
 		open: map[SessionID]Event{}, seen: map[SessionID]bool{}, asked: map[offerKey]int{}, sockets: map[offerKey][]string{}, answered: map[offerKey]int{},
-		granted: map[offerKey]bool{}, answers: map[answerKey]string{}, recent: map[InstanceID][]offerKey{}, replied: map[callID]bool{}, sent: map[string]bool{}, closings: map[connID]int{},
+		granted: map[offerKey]bool{}, answers: map[answerKey]string{}, recent: map[InstanceID][]offerKey{}, replied: map[CallID]bool{}, sent: map[string]bool{}, closings: map[ConnID]int{},
 	}
 }
 
 // message steps a line that arrives on a connection. What time brings comes in
 // a step before, so that the rest is the line's doing.
-func (s *managerStepper) message(conn connID, line string) {
+func (s *managerStepper) message(conn ConnID, line string) {
 	s.t.Helper()
 	if _, ok := s.conns[conn]; !ok {
 		s.conns[conn] = netip.Addr{}
 	}
-	s.step(managerInput{Kind: managerTime}, "")
+	s.step(ManagerInput{Kind: ManagerInputTime}, "")
 	m, err := s.reader.read(line)
 	if err != nil {
 		s.t.Fatalf("%q: %v", line, err)
@@ -162,7 +162,7 @@ func (s *managerStepper) message(conn connID, line string) {
 	speaker, known := s.live[senderOf(m)]
 	foreign := known && speaker.Node != s.conns[conn]
 	s.comesBack = register != nil
-	out, events := s.step(managerInput{Kind: managerMessage, Conn: conn, Msg: m}, line)
+	out, events := s.step(ManagerInput{Kind: ManagerInputMessage, Conn: conn, Msg: m}, line)
 	s.comesBack = false
 	if unasked {
 		for _, ev := range events {
@@ -191,8 +191,8 @@ func (s *managerStepper) message(conn connID, line string) {
 	}
 }
 
-func (s *managerStepper) lost(conn connID) {
-	s.step(managerInput{Kind: managerLost, Conn: conn}, "")
+func (s *managerStepper) lost(conn ConnID) {
+	s.step(ManagerInput{Kind: ManagerInputLost, Conn: conn}, "")
 	delete(s.conns, conn)
 }
 
@@ -220,7 +220,7 @@ func responseTo(m Message, status Status) Message {
 
 // unasked tells whether m is a response that its sender was never asked for.
 // A request that was answered once was not asked for any more.
-func (s *managerStepper) unasked(conn connID, m Message) bool {
+func (s *managerStepper) unasked(conn ConnID, m Message) bool {
 	switch m.(type) {
 	case *ExecutionResponse, *SourceSessionCloseResponse, *DestSessionCloseResponse, *GracefulShutdownResponse,
 		*HardShutdownResponse, *InstanceHealthResponse, *AgentHealthResponse:
@@ -241,7 +241,7 @@ func (s *managerStepper) unasked(conn connID, m Message) bool {
 	return true
 }
 
-func (s *managerStepper) step(in managerInput, line string) ([]managerOutput, []Event) {
+func (s *managerStepper) step(in ManagerInput, line string) ([]ManagerOutput, []Event) {
 	s.t.Helper()
 	in.Now = s.now
 	s.steps = append(s.steps, managerStep{in, line})
@@ -257,7 +257,7 @@ func (s *managerStepper) step(in managerInput, line string) ([]managerOutput, []
 	return out, events
 }
 
-func appendManagerStep(t tester, b []byte, out []managerOutput, events []Event) []byte {
+func appendManagerStep(t tester, b []byte, out []ManagerOutput, events []Event) []byte {
 	for _, ev := range events {
 		b = fmt.Appendf(b, "%+v\n", ev)
 	}
@@ -332,16 +332,16 @@ func (s *managerStepper) event(ev Event) {
 }
 
 // output checks what leaves the core.
-func (s *managerStepper) output(o managerOutput) {
+func (s *managerStepper) output(o ManagerOutput) {
 	s.t.Helper()
 	switch o.Kind {
-	case managerReply:
+	case ManagerOutputReply:
 		if s.replied[o.Call] {
 			s.t.Fatalf("call %d is answered twice", o.Call)
 		}
 		s.replied[o.Call] = true
 		return
-	case managerClose:
+	case ManagerOutputClose:
 		s.conns[o.Conn] = netip.Addr{} // what still arrives there is nobody's
 		s.closings[o.Conn]++
 		return
@@ -468,7 +468,7 @@ func (s *managerStepper) settle() {
 			return
 		}
 		s.now = max(s.now, at)
-		s.step(managerInput{Kind: managerTime}, "")
+		s.step(ManagerInput{Kind: ManagerInputTime}, "")
 	}
 	s.t.Fatalf("without any agent, there is always something to do")
 }
@@ -476,11 +476,11 @@ func (s *managerStepper) settle() {
 // replay steps the same inputs into a fresh core.
 func (s *managerStepper) replay() {
 	s.t.Helper()
-	core, b := newManagerCore(s.cfg), []byte(nil)
+	core, b := NewManagerCore(s.cfg), []byte(nil)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in
-		if in.Kind == managerMessage {
+		if in.Kind == ManagerInputMessage {
 			m, err := reader.read(st.line)
 			if err != nil {
 				s.t.Fatalf("%v", err)
@@ -505,14 +505,14 @@ func registerLine(id int64, addr netip.Addr, services string, extensions string)
 type managerChaos struct {
 	*managerStepper
 	t        *rapid.T
-	lastConn connID
-	lastCall callID
+	lastConn ConnID
+	lastCall CallID
 	lastMsg  int64
 }
 
 // conn returns the right connection mostly, and now and then any other.
-func (s *managerChaos) conn(of netip.Addr) connID {
-	right, all := connID(0), slices.Sorted(maps.Keys(s.conns))
+func (s *managerChaos) conn(of netip.Addr) ConnID {
+	right, all := ConnID(0), slices.Sorted(maps.Keys(s.conns))
 	for _, c := range all {
 		if s.conns[c] == of {
 			right = c
@@ -643,19 +643,19 @@ func (s *managerChaos) command() {
 	var cmd any
 	switch rapid.IntRange(0, 5).Draw(s.t, "command") {
 	case 0, 1:
-		cmd = deployCommand{graph}
+		cmd = DeployCommand{graph}
 	case 2:
-		cmd = undeployCommand{graph}
+		cmd = UndeployCommand{graph}
 	case 3:
-		cmd = shutdownCommand{s.id(), rapid.Bool().Draw(s.t, "hard")}
+		cmd = ShutdownCommand{s.id(), rapid.Bool().Draw(s.t, "hard")}
 	case 4:
-		cmd = closeCommand{rapid.SampledFrom(append(s.keys[:len(s.keys):len(s.keys)], 0, 1<<32|77)).Draw(s.t, "session")}
+		cmd = CloseSessionCommand{rapid.SampledFrom(append(s.keys[:len(s.keys):len(s.keys)], 0, 1<<32|77)).Draw(s.t, "session")}
 	case 5:
-		s.step(managerInput{Kind: managerCancel, Call: s.lastCall}, "")
+		s.step(ManagerInput{Kind: ManagerInputCancel, Call: s.lastCall}, "")
 		return
 	}
 	s.lastCall++
-	s.step(managerInput{Kind: managerCommand, Call: s.lastCall, Cmd: cmd}, "")
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: s.lastCall, Cmd: cmd}, "")
 }
 
 func (s *managerChaos) garbage() {
@@ -674,7 +674,7 @@ func (s *managerChaos) garbage() {
 
 func (s *managerChaos) pass() {
 	s.now += rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 5 * time.Second, 31 * time.Second, 61 * time.Second, 6 * time.Minute}).Draw(s.t, "time")
-	s.step(managerInput{Kind: managerTime}, "")
+	s.step(ManagerInput{Kind: ManagerInputTime}, "")
 }
 
 // Whatever arrives, from whomever, whenever: the invariants hold after every
@@ -690,7 +690,7 @@ func TestManagerCoreChaos(t *testing.T) {
 		s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
 		s.message(1, registerLine(1, coreNodes[0], "A, B, C, D", " ~ x_agent: one"))
 		s.message(2, registerLine(1, coreNodes[1], "A, B, C, D", " ~ x_agent: two"))
-		s.step(managerInput{Kind: managerCommand, Call: 1000, Cmd: deployCommand{"one"}}, "")
+		s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1000, Cmd: DeployCommand{"one"}}, "")
 		if rapid.Bool().Draw(t, "begin with a session") {
 			s.respond()
 			s.request()
@@ -728,7 +728,7 @@ func TestManagerCoreSameID(t *testing.T) {
 		return 0
 	}
 	s.message(1, registerLine(1, coreNodes[0], "A, B, C", ""))
-	s.step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}}, "")
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{"one"}}, "")
 	s.message(1, "type: execution_response ~ message_id: 1 ~ status: 200")
 	ask("P1", "S1")
 	s.message(1, "type: execution_response ~ message_id: 2 ~ status: 200")
@@ -751,11 +751,11 @@ func TestManagerCoreLateAck(t *testing.T) {
 	t.Parallel()
 	s := newManagerStepper(t, ManagerConfig{Graphs: coreGraphs(t)})
 	s.message(1, registerLine(1, coreNodes[0], "A, B, C", ""))
-	s.step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}}, "")
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{"one"}}, "")
 	s.message(1, "type: execution_response ~ message_id: 1 ~ status: 200")
 	s.message(1, "type: session_request ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1")
 	s.message(1, "type: execution_response ~ message_id: 2 ~ status: 200")
-	s.step(managerInput{Kind: managerCommand, Call: 2, Cmd: shutdownCommand{2, true}}, "")
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 2, Cmd: ShutdownCommand{2, true}}, "")
 	s.message(1, "type: session_ack ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_plug_port: 40000 ~ dest_socket_new_port: 54000 ~ status: 200")
 	if len(s.requests) == 0 {
 		t.Fatal("after the acknowledgment: nothing, want the source to close")
@@ -795,14 +795,14 @@ T 70`)
 			case n > 200:
 			case verb == "T":
 				s.now += time.Duration(number) * time.Second
-				s.step(managerInput{Kind: managerTime}, "")
+				s.step(ManagerInput{Kind: ManagerInputTime}, "")
 			case verb == "L":
-				s.lost(connID(number))
+				s.lost(ConnID(number))
 			case verb == "D":
-				s.step(managerInput{Kind: managerCommand, Call: callID(n + 1), Cmd: deployCommand{rest}}, "")
+				s.step(ManagerInput{Kind: ManagerInputCommand, Call: CallID(n + 1), Cmd: DeployCommand{rest}}, "")
 			case len(verb) == 1 && len(rest) <= MaxLine:
 				if _, err := ParseMessage(rest); err == nil {
-					s.message(connID(verb[0]-'0'), rest)
+					s.message(ConnID(verb[0]-'0'), rest)
 				}
 			}
 		}

@@ -19,7 +19,7 @@ const (
 
 // start requests a new instance at a vertex and returns it, or the status that
 // says why none can be.
-func (c *managerCore) start(v *vertex, cause string) (*instance, Status) {
+func (c *ManagerCore) start(v *vertex, cause string) (*instance, Status) {
 	if c.now < v.notBefore || v.app.retiring {
 		return nil, StatusUnavailable
 	}
@@ -49,7 +49,7 @@ func (c *managerCore) start(v *vertex, cause string) (*instance, Status) {
 }
 
 // started handles the outcome of an execution_request.
-func (c *managerCore) started(i *instance, s Status) {
+func (c *ManagerCore) started(i *instance, s Status) {
 	switch {
 	case !i.live():
 	case s.Success():
@@ -69,7 +69,7 @@ func (c *managerCore) started(i *instance, s Status) {
 }
 
 // about fills in what every event of an instance says.
-func (c *managerCore) about(i *instance, ev Event) Event {
+func (c *ManagerCore) about(i *instance, ev Event) Event {
 	ev.Graph, ev.Vertex, ev.Service = i.v.app.name, i.v.name, i.v.service
 	ev.Instance, ev.Node = i.id, i.a.addr
 	return ev
@@ -78,7 +78,7 @@ func (c *managerCore) about(i *instance, ev Event) Event {
 // shutdown begins to shut an instance down (PROTOCOL section 3, Graceful and
 // Hard shutdown): its sessions close first. A hard shutdown overtakes a
 // graceful one.
-func (c *managerCore) shutdown(i *instance, hard bool, cause string) {
+func (c *ManagerCore) shutdown(i *instance, hard bool, cause string) {
 	if i.state == instanceStarting {
 		hard = true // it has nothing to finish, and may not listen yet
 	}
@@ -105,7 +105,7 @@ func (c *managerCore) shutdown(i *instance, hard bool, cause string) {
 }
 
 // drained goes on with the shutdown of an instance that has no session left.
-func (c *managerCore) drained(i *instance) {
+func (c *ManagerCore) drained(i *instance) {
 	if !i.live() || i.leaving || c.sessionsOf(i) > 0 {
 		return
 	}
@@ -127,7 +127,7 @@ func (c *managerCore) drained(i *instance) {
 
 // kill has the agent kill an instance, again and again until it says that
 // nothing of it runs, or is lost.
-func (c *managerCore) kill(i *instance) {
+func (c *ManagerCore) kill(i *instance) {
 	if !i.live() || i.killSent {
 		return
 	}
@@ -149,7 +149,7 @@ func (c *managerCore) kill(i *instance) {
 }
 
 // termination handles the end of an instance that its agent reports.
-func (c *managerCore) termination(a *agent, m *TerminationInfo) {
+func (c *ManagerCore) termination(a *agent, m *TerminationInfo) {
 	i := c.instances[m.ServiceInstanceID]
 	if i == nil {
 		c.dropped++ // it has ended already
@@ -174,7 +174,7 @@ func (c *managerCore) termination(a *agent, m *TerminationInfo) {
 
 // ended takes an instance out of the state. The far ends of its sessions are
 // told to close; whoever lost one may ask for another.
-func (c *managerCore) ended(i *instance, status Status, cause string) {
+func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 	if !i.live() || i.leaving {
 		return
 	}
@@ -216,7 +216,7 @@ func startFailure(s Status) Status {
 }
 
 // backOff holds back starts at a vertex whose instances keep dying young.
-func (c *managerCore) backOff(v *vertex, i *instance) {
+func (c *ManagerCore) backOff(v *vertex, i *instance) {
 	if i.ready != 0 && c.now-i.ready >= quickEnd || c.now-v.lastEnd > quickEnd+backOffTo {
 		v.quickEnds = 0
 	}
@@ -228,7 +228,7 @@ func (c *managerCore) backOff(v *vertex, i *instance) {
 }
 
 // restore starts the API Gateways that shall run and do not.
-func (c *managerCore) restore() {
+func (c *ManagerCore) restore() {
 	for _, app := range c.apps {
 		if app.retiring {
 			continue
@@ -254,7 +254,7 @@ func (c *managerCore) restore() {
 }
 
 // deployed tells whether the gateways of a graph run.
-func (c *managerCore) deployed(name string) (bool, error) {
+func (c *ManagerCore) deployed(name string) (bool, error) {
 	app := c.app(name)
 	if app == nil || app.retiring {
 		return true, fmt.Errorf("deploy %q: undeployed meanwhile: %w", name, ErrRefused)
@@ -268,7 +268,7 @@ func (c *managerCore) deployed(name string) (bool, error) {
 }
 
 // lacking says what a deployment still waits for.
-func (c *managerCore) lacking(name string) string {
+func (c *ManagerCore) lacking(name string) string {
 	app := c.app(name)
 	if app == nil {
 		return "not deployed"
@@ -294,7 +294,7 @@ func (c *managerCore) lacking(name string) string {
 
 // retire shuts down what is left of an undeployed graph, from the gateways
 // on: whoever dials goes before whom it dials.
-func (c *managerCore) retire(app *cnapp) {
+func (c *ManagerCore) retire(app *cnapp) {
 	depth := -1
 	for _, v := range app.vertices {
 		if len(v.instances) > 0 && (depth < 0 || v.depth < depth) {
@@ -316,7 +316,7 @@ func (c *managerCore) retire(app *cnapp) {
 
 // armIdle has an instance shut down once it was without a session for long
 // enough (PROTOCOL section 3, Idle). One timer is under way for each.
-func (c *managerCore) armIdle(i *instance) {
+func (c *ManagerCore) armIdle(i *instance) {
 	if c.cfg.IdleAfter < 0 || i.v.kind == Gateway || i.idleArmed || i.state != instanceRunning || c.sessionsOf(i) > 0 {
 		return
 	}
@@ -335,7 +335,7 @@ func (c *managerCore) armIdle(i *instance) {
 }
 
 // askHealth sends the periodic health request, or acts on those unanswered.
-func (c *managerCore) askHealth(i *instance) {
+func (c *ManagerCore) askHealth(i *instance) {
 	if i.state != instanceRunning {
 		return
 	}
@@ -351,7 +351,7 @@ func (c *managerCore) askHealth(i *instance) {
 		ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: i.a.addr})
 }
 
-func (c *managerCore) healthMissed(i *instance) {
+func (c *ManagerCore) healthMissed(i *instance) {
 	i.suspect = true
 	if i.status != StatusFailed {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: StatusFailed, Cause: "health request not answered well"}))
@@ -361,7 +361,7 @@ func (c *managerCore) healthMissed(i *instance) {
 	}
 }
 
-func (c *managerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
+func (c *ManagerCore) InstanceInputHealth(a *agent, m *InstanceHealthResponse) {
 	i := c.instances[m.ServiceInstanceID]
 	if i == nil || i.healthAsked != m.MessageID || i.a != a {
 		c.dropped++

@@ -30,7 +30,7 @@ const listenGrace = 3 * time.Second
 const maxWaiting = 1 << 16
 
 // sessionRequest answers, or has wait, the request for a session along an edge.
-func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
+func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 	src := c.instances[m.SourceServiceInstanceID]
 	if src == nil || src.a != a || src.v.service != m.SourceServiceName {
 		status, cause := StatusForbidden, fmt.Sprintf("instance %d of %s does not run on %s", m.SourceServiceInstanceID, m.SourceServiceName, a.addr)
@@ -85,7 +85,7 @@ func (c *managerCore) sessionRequest(a *agent, m *SessionRequest) {
 
 // seek finds the destination of a session: an instance that runs, one that is
 // starting, or a new one.
-func (c *managerCore) seek(src *instance, edge int, messageID int64) {
+func (c *ManagerCore) seek(src *instance, edge int, messageID int64) {
 	v := src.v.edges[edge].to
 	well, unwell := c.pick(v)
 	if well != nil {
@@ -123,12 +123,12 @@ func (c *managerCore) seek(src *instance, edge int, messageID int64) {
 	c.refuse(src, edge, messageID, status)
 }
 
-func (c *managerCore) wait(i *instance, w waiter) {
+func (c *ManagerCore) wait(i *instance, w waiter) {
 	i.waiters = append(i.waiters, w)
 	c.waiting[offerKey{w.src.id, w.messageID}] = true
 }
 
-func (c *managerCore) serveWaiters(i *instance) {
+func (c *ManagerCore) serveWaiters(i *instance) {
 	waiters := i.waiters
 	i.waiters = nil
 	for _, w := range waiters {
@@ -142,7 +142,7 @@ func (c *managerCore) serveWaiters(i *instance) {
 	}
 }
 
-func (c *managerCore) failWaiters(i *instance, status Status) {
+func (c *ManagerCore) failWaiters(i *instance, status Status) {
 	waiters := i.waiters
 	i.waiters = nil
 	for _, w := range waiters {
@@ -151,7 +151,7 @@ func (c *managerCore) failWaiters(i *instance, status Status) {
 }
 
 // offer grants a session: the event is recorded before the answer is sent.
-func (c *managerCore) offer(src *instance, edge int, messageID int64, dst *instance) {
+func (c *ManagerCore) offer(src *instance, edge int, messageID int64, dst *instance) {
 	e := &src.v.edges[edge]
 	c.record(Event{Kind: EventSessionOffered, Graph: src.v.app.name, Source: src.id, Destination: dst.id,
 		Service: dst.v.service, Node: dst.a.addr, Plug: e.plug, Socket: e.socket, MessageID: messageID})
@@ -163,7 +163,7 @@ func (c *managerCore) offer(src *instance, edge int, messageID int64, dst *insta
 }
 
 // refuse answers a request with a failure.
-func (c *managerCore) refuse(src *instance, edge int, messageID int64, status Status) {
+func (c *ManagerCore) refuse(src *instance, edge int, messageID int64, status Status) {
 	delete(c.waiting, offerKey{src.id, messageID})
 	if !src.live() {
 		return
@@ -176,7 +176,7 @@ func (c *managerCore) refuse(src *instance, edge int, messageID int64, status St
 	c.answer(src, ans)
 }
 
-func (c *managerCore) answer(src *instance, ans sessionAnswer) {
+func (c *ManagerCore) answer(src *instance, ans sessionAnswer) {
 	e := &src.v.edges[ans.edge]
 	c.send(src.a, &SessionResponse{
 		Header:            Header{MessageID: ans.messageID, SubType: ManagerToAgent},
@@ -198,7 +198,7 @@ func sessionFailure(m *SessionRequest, status Status) *SessionResponse {
 }
 
 // sessionAck completes the set-up of an offered session, or ends it.
-func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
+func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 	src := c.instances[m.SourceServiceInstanceID]
 	if src == nil || src.a != a {
 		c.dropped++
@@ -243,7 +243,7 @@ func (c *managerCore) sessionAck(a *agent, m *SessionAck) {
 
 // lateAck has a session closed that was opened after its offer had expired: the
 // Manager knows of every session, or it is none.
-func (c *managerCore) lateAck(src *instance, m *SessionAck) {
+func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
 	old, ok := src.answers.granted(m.MessageID)
 	dst := c.instances[old.dest]
 	if !ok || dst == nil || !m.Status.Success() || m.SourcePlugPort == 0 || m.DestSocketNewPort == 0 ||
@@ -262,7 +262,7 @@ func (c *managerCore) lateAck(src *instance, m *SessionAck) {
 
 // takeOffer takes an offer out of the tables. Its answer stays known, for a
 // duplicate of the request.
-func (c *managerCore) takeOffer(key offerKey, slot uint32) {
+func (c *ManagerCore) takeOffer(key offerKey, slot uint32) {
 	delete(c.offers, key)
 	s := c.sessions.at(slot)
 	src, dst := c.slots[s.src], c.slots[s.dst]
@@ -280,7 +280,7 @@ func (c *managerCore) takeOffer(key offerKey, slot uint32) {
 	}
 }
 
-func (c *managerCore) expireOffers() {
+func (c *ManagerCore) expireOffers() {
 	// Closing a session may compact the list: each entry is taken out first.
 	for len(c.expiries) > 0 && c.expiries[0].at <= c.now {
 		x := c.expiries[0]
@@ -299,12 +299,12 @@ func (c *managerCore) expireOffers() {
 }
 
 // findSession finds an acknowledged session by its connection.
-func (c *managerCore) findSession(node *agent, plugPort uint16, dst *instance, match func(*session) bool) uint32 {
+func (c *ManagerCore) findSession(node *agent, plugPort uint16, dst *instance, match func(*session) bool) uint32 {
 	return c.sessions.find(node.index, plugPort, dst.slot, match)
 }
 
 // sourceCloseInfo handles the report of a session's end from its client.
-func (c *managerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
+func (c *ManagerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
 	src, dst := c.instances[m.SourceServiceInstanceID], c.instances[m.DestServiceInstanceID]
 	if src == nil || dst == nil {
 		c.dropped++ // an end is gone, and its sessions with it
@@ -322,7 +322,7 @@ func (c *managerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
 
 // destCloseInfo handles the report of a session's end from its server, who
 // knows of its client only the address and the port.
-func (c *managerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
+func (c *ManagerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 	dst := c.instances[m.DestServiceInstanceID]
 	node := c.byAddr[m.SourceServiceInstanceNetworkAddress]
 	if dst == nil || node == nil {
@@ -339,7 +339,7 @@ func (c *managerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 	c.closeReported(slot, m.Status, "reported by "+dst.v.service)
 }
 
-func (c *managerCore) closeReported(slot uint32, status Status, cause string) {
+func (c *ManagerCore) closeReported(slot uint32, status Status, cause string) {
 	if slot == 0 {
 		c.dropped++ // the other end reported it first
 		return
@@ -349,7 +349,7 @@ func (c *managerCore) closeReported(slot uint32, status Status, cause string) {
 
 // sessionClosed ends a session, whatever its state, and goes on with what
 // waited for that.
-func (c *managerCore) sessionClosed(slot uint32, status Status, cause string) {
+func (c *ManagerCore) sessionClosed(slot uint32, status Status, cause string) {
 	s := c.sessions.at(slot)
 	src, dst := c.slots[s.src], c.slots[s.dst]
 	if s.state == SessionOffered {
@@ -372,7 +372,7 @@ func (c *managerCore) sessionClosed(slot uint32, status Status, cause string) {
 
 // closeSession has a session closed at its source; if that does not do it, at
 // its destination.
-func (c *managerCore) closeSession(slot uint32, cause string) {
+func (c *ManagerCore) closeSession(slot uint32, cause string) {
 	s := c.sessions.at(slot)
 	switch s.state {
 	case SessionOffered:
@@ -408,7 +408,7 @@ func (c *managerCore) closeSession(slot uint32, cause string) {
 
 // closeFarEnds has the far end of each session of an instance that is going,
 // or gone, close it.
-func (c *managerCore) closeFarEnds(i *instance) {
+func (c *ManagerCore) closeFarEnds(i *instance) {
 	c.eachSession(i, func(slot uint32) {
 		s := c.sessions.at(slot)
 		if s.state == SessionOffered {
@@ -430,7 +430,7 @@ func (c *managerCore) closeFarEnds(i *instance) {
 	})
 }
 
-func (c *managerCore) askSource(slot uint32, done func(Status)) {
+func (c *ManagerCore) askSource(slot uint32, done func(Status)) {
 	s := c.sessionStatus(slot)
 	c.askEnd(c.slots[c.sessions.at(slot).src], &SourceSessionCloseRequest{
 		Header:            Header{SubType: ManagerToAgent},
@@ -441,7 +441,7 @@ func (c *managerCore) askSource(slot uint32, done func(Status)) {
 	}, TypeSourceSessionCloseResponse, done)
 }
 
-func (c *managerCore) askDestination(slot uint32, done func(Status)) {
+func (c *ManagerCore) askDestination(slot uint32, done func(Status)) {
 	s := c.sessionStatus(slot)
 	c.askEnd(c.slots[c.sessions.at(slot).dst], &DestSessionCloseRequest{
 		Header:          Header{SubType: ManagerToAgent},
@@ -453,7 +453,7 @@ func (c *managerCore) askDestination(slot uint32, done func(Status)) {
 
 // askEnd asks an instance to close its end. One whose agent is away is not
 // waited for.
-func (c *managerCore) askEnd(i *instance, m Message, want Type, done func(Status)) {
+func (c *ManagerCore) askEnd(i *instance, m Message, want Type, done func(Status)) {
 	if !i.a.up() {
 		done(StatusUnavailable)
 		return

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// A connID is one connection of a runtime. It is its epoch as well: a runtime
+// A ConnID is one connection of a runtime. It is its epoch as well: a runtime
 // never gives the same one twice. Zero means none.
-type connID uint64
+type ConnID uint64
 
 // A cnapp is a deployed graph in the form that the Manager's core works on.
 type cnapp struct {
@@ -96,11 +96,11 @@ func newCNApp(g *Graph) *cnapp {
 
 // An agent is what the Manager knows of one node.
 type agent struct {
-	index    uint32 // place in managerCore.agents
+	index    uint32 // place in ManagerCore.agents
 	addr     netip.Addr
 	identity string // of the agent's process, empty if it told none
 	services []string
-	conn     connID // zero while it is away
+	conn     ConnID // zero while it is away
 	lost     bool
 
 	instances []*instance // not ended, in the order of their ids
@@ -197,7 +197,7 @@ const (
 // An instance is what the Manager knows of one service instance.
 type instance struct {
 	id      InstanceID
-	slot    uint32 // in managerCore.slots and in the session table
+	slot    uint32 // in ManagerCore.slots and in the session table
 	v       *vertex
 	a       *agent
 	sockets []SocketPort
@@ -291,13 +291,13 @@ func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 // record appends an event to the history and applies it. What is deployed, runs
 // and is open changes in evolve alone; the rest of the core's state is about
 // connections, requests under way and timers, and ends with the Manager.
-func (c *managerCore) record(ev Event) {
+func (c *ManagerCore) record(ev Event) {
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
 }
 
 // evolve applies an event to the state: it decides nothing and sends nothing.
-func (c *managerCore) evolve(ev *Event) {
+func (c *ManagerCore) evolve(ev *Event) {
 	switch ev.Kind {
 	case EventAgentRegistered:
 		a := c.byAddr[ev.Node]
@@ -395,7 +395,7 @@ func (c *managerCore) evolve(ev *Event) {
 	}
 }
 
-func (c *managerCore) app(name string) *cnapp {
+func (c *ManagerCore) app(name string) *cnapp {
 	for _, a := range c.apps {
 		if a.name == name {
 			return a
@@ -404,7 +404,7 @@ func (c *managerCore) app(name string) *cnapp {
 	return nil
 }
 
-func (c *managerCore) vertex(app, name string) *vertex {
+func (c *ManagerCore) vertex(app, name string) *vertex {
 	if a := c.app(app); a != nil {
 		return a.byName[name]
 	}
@@ -412,14 +412,14 @@ func (c *managerCore) vertex(app, name string) *vertex {
 }
 
 // sessionsOf counts the sessions that an instance is an end of.
-func (c *managerCore) sessionsOf(i *instance) int {
+func (c *ManagerCore) sessionsOf(i *instance) int {
 	e := &c.sessions.ends[i.slot]
 	return int(e.srcLen + e.dstLen)
 }
 
 // eachSession calls f with the slot of every session of an instance. What f
 // does may end any of them; those are passed over.
-func (c *managerCore) eachSession(i *instance, f func(slot uint32)) {
+func (c *ManagerCore) eachSession(i *instance, f func(slot uint32)) {
 	t := &c.sessions
 	ids := make([]SessionID, 0, c.sessionsOf(i))
 	for slot := t.ends[i.slot].srcHead; slot != 0; slot = t.at(slot).srcNext {
@@ -517,7 +517,7 @@ var instanceStates = [...]InstanceState{
 	instanceStopping: InstanceStopping, instanceKilling: InstanceKilling,
 }
 
-func (c *managerCore) snapshot() Snapshot {
+func (c *ManagerCore) snapshot() Snapshot {
 	var s Snapshot
 	known := map[string]bool{}
 	for _, a := range c.apps {
@@ -548,7 +548,7 @@ func (c *managerCore) snapshot() Snapshot {
 	return s
 }
 
-func (c *managerCore) sessionStatus(slot uint32) SessionStatus {
+func (c *ManagerCore) sessionStatus(slot uint32) SessionStatus {
 	s := c.sessions.at(slot)
 	src, dst := c.slots[s.src], c.slots[s.dst]
 	e := src.v.edges[s.edge]
@@ -561,7 +561,7 @@ func (c *managerCore) sessionStatus(slot uint32) SessionStatus {
 }
 
 // inOrder returns the live instances by id: maps have no order of their own.
-func (c *managerCore) inOrder() []*instance {
+func (c *ManagerCore) inOrder() []*instance {
 	all := make([]*instance, 0, len(c.instances))
 	for _, i := range c.slots {
 		if i != nil {

@@ -9,7 +9,7 @@ package ssmmp
 // storage service the one where it stood last, since its data are there. It
 // returns 404 when no agent that is up has the service, 503 when those that
 // have it lack ports or hold the gateway's fixed port already.
-func (c *managerCore) place(v *vertex) (*agent, Status) {
+func (c *ManagerCore) place(v *vertex) (*agent, Status) {
 	var best *agent
 	status := StatusNotFound
 	for _, a := range c.agents {
@@ -39,7 +39,7 @@ func (c *managerCore) place(v *vertex) (*agent, Status) {
 
 // betterPlace prefers another node than the one where the last instance died
 // young, then the node with fewer instances.
-func (c *managerCore) betterPlace(v *vertex, a, than *agent) bool {
+func (c *ManagerCore) betterPlace(v *vertex, a, than *agent) bool {
 	if v.quickEnds > 0 && (a == v.lastNode) != (than == v.lastNode) {
 		return than == v.lastNode
 	}
@@ -56,7 +56,7 @@ func (a *agent) has(service string) bool {
 }
 
 // portsFor tells whether a node has the ports that an instance at v needs.
-func (c *managerCore) portsFor(v *vertex, a *agent) bool {
+func (c *ManagerCore) portsFor(v *vertex, a *agent) bool {
 	need := 0
 	for _, s := range v.sockets {
 		if s.Port == 0 {
@@ -72,7 +72,7 @@ func (c *managerCore) portsFor(v *vertex, a *agent) bool {
 // sessions of those that are well and below the limit; rather not one that
 // refused a dial just after its start. Those that are not well come last, and
 // full ones not at all.
-func (c *managerCore) pick(v *vertex) (well, unwell *instance) {
+func (c *ManagerCore) pick(v *vertex) (well, unwell *instance) {
 	better := func(a, b *instance) bool {
 		if b == nil || a.refused != b.refused {
 			return b == nil || b.refused
@@ -94,12 +94,12 @@ func (c *managerCore) pick(v *vertex) (well, unwell *instance) {
 	return well, unwell
 }
 
-func (c *managerCore) full(sessions int) bool {
+func (c *ManagerCore) full(sessions int) bool {
 	return c.cfg.SessionsPerInstance > 0 && sessions >= c.cfg.SessionsPerInstance
 }
 
 // room tells whether another instance may be started at a vertex.
-func (c *managerCore) room(v *vertex) bool {
+func (c *ManagerCore) room(v *vertex) bool {
 	if v.kind == Storage {
 		return len(v.instances) == 0
 	}

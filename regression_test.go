@@ -91,16 +91,16 @@ func TestAgentClaimBeforeExecution(t *testing.T) {
 		}
 		a.timer = time.AfterFunc(time.Hour, func() {})
 		defer a.timer.Stop()
-		a.step(agentInput{Kind: agentManagerUp, Conn: 1})
-		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: a.core.registerID}, Status: StatusOK}})
+		a.step(AgentInput{Kind: AgentInputManagerUp, Conn: 1})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: a.core.registerID}, Status: StatusOK}})
 		hello := &InstanceHealthResponse{Header: Header{MessageID: 1, SubType: ServiceInstanceToAgent}, ServiceInstanceID: 7, Status: StatusOK}
-		early := a.prove(&link{id: 9}, hello, map[InstanceID]proof{})
-		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: messageOf(t, startA7)})
-		a.step(agentInput{Kind: agentMessage, Conn: 9, Msg: hello, Proof: early})
+		early := a.prove(&link{id: 9}, hello, map[InstanceID]Proof{})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: messageOf(t, startA7)})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: 9, Msg: hello, Proof: early})
 		if a.speaks(&link{id: 9}) {
 			t.Error("a claim made before the execution was believed")
 		}
-		a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &HardShutdownRequest{Header: Header{MessageID: 100, SubType: ManagerToAgent}, ServiceName: "A", ServiceInstanceID: 7}})
+		a.step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: &HardShutdownRequest{Header: Header{MessageID: 100, SubType: ManagerToAgent}, ServiceName: "A", ServiceInstanceID: 7}})
 		a.wg.Wait()
 	})
 }
@@ -118,7 +118,7 @@ func TestMeshTwoJoins(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := s.nodes[0].agent
-		connections := func() connID {
+		connections := func() ConnID {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			return a.lastConn
@@ -138,7 +138,7 @@ func TestAgentKillsOnce(t *testing.T) {
 	t.Parallel()
 	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
 	a.message(1, startA7)
-	a.step(agentInput{Kind: agentStarted, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
 	for n := range 60 {
 		a.now += 10 * time.Second
 		a.message(1, fmt.Sprintf("type: hard_shutdown_request ~ message_id: %d ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: 7", 100+n))
@@ -153,22 +153,22 @@ func TestAgentKillsOnce(t *testing.T) {
 
 // sessionCore returns a Manager's core with a session offered from instance 1 to
 // instance 2, both on one node, and what steps it.
-func sessionCore(t *testing.T) (c *managerCore, say func(conn connID, line string) []managerOutput, pass func(time.Duration) []managerOutput) {
-	cfg := (&ManagerConfig{Graphs: coreGraphs(t), FirstInstance: 1, HealthPeriod: time.Hour, LostAfter: 10 * time.Minute}).withDefaults()
-	cfg.firstMessage = 0
-	c = newManagerCore(cfg)
+func sessionCore(t *testing.T) (c *ManagerCore, say func(conn ConnID, line string) []ManagerOutput, pass func(time.Duration) []ManagerOutput) {
+	cfg := (&ManagerConfig{Graphs: coreGraphs(t), FirstInstance: 1, HealthPeriod: time.Hour, LostAfter: 10 * time.Minute}).WithDefaults()
+	cfg.FirstMessage = 0
+	c = NewManagerCore(cfg)
 	now := time.Duration(0)
-	say = func(conn connID, line string) []managerOutput {
-		out, _ := c.Step(managerInput{Now: now, Kind: managerMessage, Conn: conn, Msg: messageOf(t, line)})
+	say = func(conn ConnID, line string) []ManagerOutput {
+		out, _ := c.Step(ManagerInput{Now: now, Kind: ManagerInputMessage, Conn: conn, Msg: messageOf(t, line)})
 		return out
 	}
-	pass = func(d time.Duration) []managerOutput {
+	pass = func(d time.Duration) []ManagerOutput {
 		now += d
-		out, _ := c.Step(managerInput{Now: now, Kind: managerTime})
+		out, _ := c.Step(ManagerInput{Now: now, Kind: ManagerInputTime})
 		return out
 	}
 	say(1, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one"))
-	c.Step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{"one"}})
+	c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{"one"}})
 	say(1, fmt.Sprintf("type: execution_response ~ message_id: %d ~ status: 200", c.instances[1].execute))
 	say(1, "type: session_request ~ message_id: 1 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1")
 	say(1, fmt.Sprintf("type: execution_response ~ message_id: %d ~ status: 200", c.instances[2].execute))
@@ -181,7 +181,7 @@ const ackOne = "type: session_ack ~ message_id: 1 ~ sub_type: agent_to_Manager ~
 func TestManagerAckWhileAway(t *testing.T) {
 	t.Parallel()
 	c, say, pass := sessionCore(t)
-	c.Step(managerInput{Kind: managerLost, Conn: 1})
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
 	pass(5 * time.Minute)
 	say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))
 	say(2, ackOne)
@@ -194,7 +194,7 @@ func TestManagerAckWhileAway(t *testing.T) {
 // acknowledgment that only comes twice closes nothing.
 func TestManagerLateAck(t *testing.T) {
 	t.Parallel()
-	closes := func(out []managerOutput) (n int) {
+	closes := func(out []ManagerOutput) (n int) {
 		for _, o := range out {
 			if m, ok := o.Msg.(*SourceSessionCloseRequest); ok && m.SourcePlugPort == 40000 {
 				n++
@@ -223,8 +223,8 @@ func TestManagerCloseAway(t *testing.T) {
 	c, say, _ := sessionCore(t)
 	say(1, ackOne)
 	id := c.snapshot().Sessions[0].ID
-	c.Step(managerInput{Kind: managerLost, Conn: 1})
-	out, _ := c.Step(managerInput{Kind: managerCommand, Call: 2, Cmd: closeCommand{id}})
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	out, _ := c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 2, Cmd: CloseSessionCommand{id}})
 	if len(out) != 1 || !errors.Is(out[0].Err, ErrUnavailable) || len(c.snapshot().Sessions) != 1 {
 		t.Errorf("%+v with %+v, want ErrUnavailable and the session as it was", out, c.snapshot().Sessions)
 	}
@@ -262,7 +262,7 @@ func TestManagerOffersExpireTogether(t *testing.T) {
 func TestManagerAckWithoutPorts(t *testing.T) {
 	t.Parallel()
 	c, _, _ := sessionCore(t)
-	c.Step(managerInput{Kind: managerMessage, Conn: 1, Msg: &SessionAck{Header: Header{MessageID: 1, SubType: AgentToManager},
+	c.Step(ManagerInput{Kind: ManagerInputMessage, Conn: 1, Msg: &SessionAck{Header: Header{MessageID: 1, SubType: AgentToManager},
 		SourceServiceName: "A", SourceServiceInstanceID: 1, Status: StatusOK}})
 	if n := len(c.snapshot().Sessions); n != 0 || c.sessions.indexed != 0 {
 		t.Errorf("%d sessions, %d in the index, want none", n, c.sessions.indexed)
@@ -273,8 +273,8 @@ func TestManagerAckWithoutPorts(t *testing.T) {
 func TestManagerKillFails(t *testing.T) {
 	t.Parallel()
 	c, say, pass := sessionCore(t)
-	c.Step(managerInput{Kind: managerCommand, Call: 2, Cmd: shutdownCommand{2, true}})
-	asked := func(out []managerOutput) (ids []int64) {
+	c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 2, Cmd: ShutdownCommand{2, true}})
+	asked := func(out []ManagerOutput) (ids []int64) {
 		for _, o := range out {
 			if m, ok := o.Msg.(*HardShutdownRequest); ok {
 				ids = append(ids, m.MessageID)

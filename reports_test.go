@@ -10,8 +10,8 @@ import (
 // sent again on the next one, and those that it has are not.
 func TestAgentReportsHeard(t *testing.T) {
 	t.Parallel()
-	c := newAgentCore(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr}.withDefaults(), "one")
-	step := func(in agentInput) (said []string) {
+	c := NewAgentCore(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr}.WithDefaults(), "one")
+	step := func(in AgentInput) (said []string) {
 		for _, o := range c.Step(in) {
 			if m, ok := o.Msg.(*TerminationInfo); ok {
 				said = append(said, fmt.Sprint(m.ServiceInstanceID))
@@ -19,12 +19,12 @@ func TestAgentReportsHeard(t *testing.T) {
 		}
 		return said
 	}
-	register := func(conn connID, x ...Extension) []string {
-		step(agentInput{Kind: agentManagerUp, Conn: conn})
-		return step(agentInput{Kind: agentMessage, Conn: conn, Msg: &InitiationResponse{Header: Header{MessageID: c.registerID, Extensions: x}, Status: StatusOK}})
+	register := func(conn ConnID, x ...Extension) []string {
+		step(AgentInput{Kind: AgentInputManagerUp, Conn: conn})
+		return step(AgentInput{Kind: AgentInputMessage, Conn: conn, Msg: &InitiationResponse{Header: Header{MessageID: c.registerID, Extensions: x}, Status: StatusOK}})
 	}
-	health := func(conn connID, id int64, x ...Extension) {
-		step(agentInput{Kind: agentMessage, Conn: conn, Msg: &AgentHealthRequest{Header: Header{MessageID: id, SubType: ManagerToAgent, Extensions: x}, AgentNetworkAddress: nodeAddr}})
+	health := func(conn ConnID, id int64, x ...Extension) {
+		step(AgentInput{Kind: AgentInputMessage, Conn: conn, Msg: &AgentHealthRequest{Header: Header{MessageID: id, SubType: ManagerToAgent, Extensions: x}, AgentNetworkAddress: nodeAddr}})
 	}
 	report := func(id InstanceID) {
 		c.out = c.out[:0]
@@ -43,7 +43,7 @@ func TestAgentReportsHeard(t *testing.T) {
 	report(2)
 	health(1, 101, Extension{extHeard, "100"}) // so it has 1
 	report(3)
-	step(agentInput{Kind: agentLost, Conn: 1})
+	step(AgentInput{Kind: AgentInputLost, Conn: 1})
 	report(4)
 	want("back", register(2, Extension{extHeard, "0"}), "2", "3", "4")
 	health(2, 102)
@@ -59,14 +59,14 @@ func TestAgentReportsHeard(t *testing.T) {
 	}
 	report(5)
 	health(2, 104, Extension{extHeard, "7"}) // an answer that was never given
-	step(agentInput{Kind: agentLost, Conn: 2})
+	step(AgentInput{Kind: AgentInputLost, Conn: 2})
 	want("back again", register(3, Extension{extHeard, "0"}), "5")
 
 	// A Manager that does not tell what it has gets what it cannot have, once.
-	step(agentInput{Kind: agentLost, Conn: 3})
+	step(AgentInput{Kind: AgentInputLost, Conn: 3})
 	report(6)
 	want("a Manager that does not tell", register(4), "5", "6")
 	report(7)
-	step(agentInput{Kind: agentLost, Conn: 4})
+	step(AgentInput{Kind: AgentInputLost, Conn: 4})
 	want("and that one again", register(5))
 }

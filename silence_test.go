@@ -14,7 +14,7 @@ import (
 // A steppedAgent is an agent's core with its Manager on connection 1.
 type steppedAgent struct {
 	t   *testing.T
-	c   *agentCore
+	c   *AgentCore
 	now time.Duration
 }
 
@@ -22,31 +22,31 @@ const startA7 = "type: execution_request ~ message_id: 5 ~ agent_network_address
 
 func newSteppedAgent(t *testing.T, entry RepositoryEntry) *steppedAgent {
 	cfg := AgentConfig{Manager: "10.0.0.9:55555", Address: netip.MustParseAddr("10.0.0.1"), Repository: []RepositoryEntry{entry}}
-	a := &steppedAgent{t: t, c: newAgentCore(cfg.withDefaults(), "one")}
-	a.step(agentInput{Kind: agentManagerUp, Conn: 1})
+	a := &steppedAgent{t: t, c: NewAgentCore(cfg.WithDefaults(), "one")}
+	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: 1})
 	id := a.c.registerID
-	a.step(agentInput{Kind: agentMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: id}, Status: StatusOK}})
+	a.step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: id}, Status: StatusOK}})
 	return a
 }
 
 // step returns what the agent sends, as lines, and which instances it kills.
-func (a *steppedAgent) step(in agentInput) (sent []string, kills []InstanceID) {
+func (a *steppedAgent) step(in AgentInput) (sent []string, kills []InstanceID) {
 	a.t.Helper()
 	in.Now = a.now
 	for _, o := range a.c.Step(in) {
 		switch o.Kind {
-		case agentSend:
+		case AgentOutputSend:
 			sent = append(sent, lineOf(a.t, o.Msg))
-		case agentKill:
+		case AgentOutputKill:
 			kills = append(kills, o.Instance)
 		}
 	}
 	return sent, kills
 }
 
-func (a *steppedAgent) message(conn connID, line string) []string {
+func (a *steppedAgent) message(conn ConnID, line string) []string {
 	a.t.Helper()
-	sent, _ := a.step(agentInput{Kind: agentMessage, Conn: conn, Msg: messageOf(a.t, line)})
+	sent, _ := a.step(AgentInput{Kind: AgentInputMessage, Conn: conn, Msg: messageOf(a.t, line)})
 	return sent
 }
 
@@ -90,7 +90,7 @@ func TestAgentReady(t *testing.T) {
 	}{
 		{"first message", false, func(a *steppedAgent) []string { return a.message(2, hello) }, []string{ready5}},
 		{"ports listen", false, func(a *steppedAgent) []string {
-			sent, _ := a.step(agentInput{Kind: agentPortsListen, Instance: 7})
+			sent, _ := a.step(AgentInput{Kind: AgentInputPortsListen, Instance: 7})
 			return sent
 		}, []string{ready5}},
 		{"started", true, func(a *steppedAgent) []string { return nil }, nil},
@@ -99,14 +99,14 @@ func TestAgentReady(t *testing.T) {
 			t.Parallel()
 			a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: tt.started})
 			wantLines(t, "execution_request", a.message(1, startA7))
-			sent, _ := a.step(agentInput{Kind: agentStarted, Instance: 7})
+			sent, _ := a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
 			if tt.started {
 				wantLines(t, "started", sent, ready5)
 			} else {
 				wantLines(t, "started", sent)
 			}
 			wantLines(t, tt.name, tt.after(a), tt.want...)
-			sent, _ = a.step(agentInput{Kind: agentPortsListen, Instance: 7})
+			sent, _ = a.step(AgentInput{Kind: AgentInputPortsListen, Instance: 7})
 			wantLines(t, "again", sent)
 		})
 	}
@@ -118,14 +118,14 @@ func TestAgentSpeaksForPrograms(t *testing.T) {
 	t.Parallel()
 	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
 	a.message(1, startA7)
-	a.step(agentInput{Kind: agentStarted, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
 	const ask = "type: service_instance_health_request ~ message_id: 6 ~ sub_type: Manager_to_agent ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
 	const answer = "type: service_instance_health_response ~ message_id: 6 ~ sub_type: agent_to_Manager ~ service_instance_id: 7 ~ status: "
 	wantLines(t, "health of a program", a.message(1, ask), answer+"200")
 	a.message(2, "type: service_instance_health_response ~ message_id: 1 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200")
-	a.step(agentInput{Kind: agentLost, Conn: 2})
+	a.step(AgentInput{Kind: AgentInputLost, Conn: 2})
 	wantLines(t, "health of one that spoke", a.message(1, ask), answer+"503")
-	a.step(agentInput{Kind: agentExited, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputExited, Instance: 7})
 	wantLines(t, "health of one that ended", a.message(1, ask), answer+"410")
 }
 
@@ -134,9 +134,9 @@ func TestAgentExecutesOnce(t *testing.T) {
 	t.Parallel()
 	a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true})
 	a.message(1, startA7)
-	a.step(agentInput{Kind: agentStarted, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
 	wantLines(t, "again", a.message(1, startA7), ready5)
-	a.step(agentInput{Kind: agentExited, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputExited, Instance: 7})
 	wantLines(t, "after the end", a.message(1, startA7), "type: execution_response ~ message_id: 5 ~ status: 410")
 }
 
@@ -145,15 +145,15 @@ func TestAgentKillsTerminated(t *testing.T) {
 	t.Parallel()
 	a := newSteppedAgent(t, RepositoryEntry{Service: "A"})
 	a.message(1, startA7)
-	a.step(agentInput{Kind: agentStarted, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
 	const info = "type: service_instance_termination_info ~ message_id: 3 ~ sub_type: service_instance_to_agent ~ service_name: A ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
 	wantLines(t, "termination_info", a.message(2, info), ready5, strings.Replace(info, "service_instance_to_agent", "agent_to_Manager", 1))
 	a.now += a.c.cfg.DrainTimeout - 1
-	if _, kills := a.step(agentInput{Kind: agentTime}); len(kills) != 0 {
+	if _, kills := a.step(AgentInput{Kind: AgentInputTime}); len(kills) != 0 {
 		t.Errorf("killed %v too early", kills)
 	}
 	a.now++
-	if _, kills := a.step(agentInput{Kind: agentTime}); !slices.Equal(kills, []InstanceID{7}) {
+	if _, kills := a.step(AgentInput{Kind: AgentInputTime}); !slices.Equal(kills, []InstanceID{7}) {
 		t.Errorf("killed %v, want 7", kills)
 	}
 }
@@ -163,12 +163,12 @@ func TestAgentKillsTerminated(t *testing.T) {
 func TestManagerRegistration(t *testing.T) {
 	t.Parallel()
 	g := nineGraph(t)
-	c := newManagerCore(ManagerConfig{Graphs: []*Graph{g}}.withDefaults())
-	say := func(conn connID, line string) (sent []string) {
+	c := NewManagerCore(ManagerConfig{Graphs: []*Graph{g}}.WithDefaults())
+	say := func(conn ConnID, line string) (sent []string) {
 		t.Helper()
-		out, _ := c.Step(managerInput{Kind: managerMessage, Conn: conn, Msg: messageOf(t, line)})
+		out, _ := c.Step(ManagerInput{Kind: ManagerInputMessage, Conn: conn, Msg: messageOf(t, line)})
 		for _, o := range out {
-			if o.Kind == managerSend && o.Conn == conn {
+			if o.Kind == ManagerOutputSend && o.Conn == conn {
 				sent = append(sent, lineOf(t, o.Msg))
 			}
 		}
@@ -186,7 +186,7 @@ func TestManagerRegistration(t *testing.T) {
 	wantLines(t, "another agent", say(2, register+"(A)"), answered+"409"+hears)
 	wantLines(t, "another address", say(1, strings.Replace(register, "10.0.0.1", "10.0.0.2", 1)), answered+"409"+hears)
 
-	c.Step(managerInput{Kind: managerCommand, Call: 1, Cmd: deployCommand{g.Name}})
+	c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{g.Name}})
 	if snap := c.snapshot(); len(snap.Agents) != 1 || !slices.Equal(snap.Agents[0].Unknown, []string{"stranger"}) || len(snap.Instances) != 1 {
 		t.Errorf("%+v, want one agent, with a stranger in its repository, and the gateway", snap)
 	}
