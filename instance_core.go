@@ -390,10 +390,11 @@ func (c *InstanceCore) closeRequest(messageID int64, key endKey, name string) {
 		c.sendCloseResponse(key.source, messageID, StatusNotFound)
 		return
 	}
-	if !slices.Contains(e.askedIDs, messageID) {
-		e.askedIDs = append(e.askedIDs, messageID)
+	if slices.Contains(e.askedIDs, messageID) {
+		c.dropped++ // a duplicate: the answer is on its way
+		return
 	}
-	if len(e.askedIDs) == 1 {
+	if e.askedIDs = append(e.askedIDs, messageID); len(e.askedIDs) == 1 {
 		c.out = append(c.out, InstanceOutput{Kind: InstanceOutputDrop, Conn: conn, Text: "closed by the Manager"})
 	}
 }
