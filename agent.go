@@ -387,7 +387,7 @@ func (a *Agent) step(in AgentInput) {
 			if l := a.links[o.Conn]; l != nil {
 				if err := l.send(o.Msg); err != nil {
 					if o.Conn == a.core.manager {
-						a.core.unsent(o.Msg)
+						a.core.Unsent(o.Msg)
 					}
 					if !errors.Is(err, net.ErrClosed) {
 						warnings = append(warnings, AgentOutput{Kind: AgentOutputWarn, Conn: o.Conn, Text: err.Error()})

@@ -310,8 +310,8 @@ func (c *AgentCore) keep(m Message) {
 	c.reports = append(c.reports, report{Clone(m), len(line)})
 }
 
-// unsent takes back a report that the connection to the Manager did not take.
-func (c *AgentCore) unsent(m Message) {
+// Unsent takes back a report that the connection to the Manager did not take.
+func (c *AgentCore) Unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo, *ExecutionResponse, *HardShutdownResponse:
 		if !c.hears {
@@ -553,4 +553,22 @@ func addressOf(m Message) netip.Addr {
 // stripSecret takes the proof out of a message before it is relayed.
 func stripSecret(h *Header) {
 	h.Extensions = slices.DeleteFunc(h.Extensions, func(x Extension) bool { return strings.EqualFold(x.Name, extSecret) })
+}
+
+// An AgentPending counts what an agent's core has under way: when nothing
+// happens any more, all of it comes down to zero but Timers.
+type AgentPending struct {
+	InFlight int // session requests that the Manager has not answered
+	Relayed  int // requests of the Manager that an instance has not answered
+	Reports  int // that the Manager is not known to have
+	Timers   int
+}
+
+// Pending returns what is under way.
+func (c *AgentCore) Pending() AgentPending {
+	p := AgentPending{Relayed: len(c.relayed), Reports: len(c.reports), Timers: len(c.timers)}
+	for _, i := range c.instances {
+		p.InFlight += len(i.inFlight)
+	}
+	return p
 }

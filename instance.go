@@ -309,7 +309,7 @@ func (i *Instance) step(in InstanceInput) {
 			if i.link != nil {
 				err := i.link.send(o.Msg)
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
-					i.core.unsent(o.Msg)
+					i.core.Unsent(o.Msg)
 				} else if err != nil {
 					warnings = append(warnings, err.Error())
 				}

@@ -185,8 +185,8 @@ func (c *InstanceCore) keep(m Message) {
 	c.reports = append(c.reports, m)
 }
 
-// unsent takes back a report that the connection to the agent did not take.
-func (c *InstanceCore) unsent(m Message) {
+// Unsent takes back a report that the connection to the agent did not take.
+func (c *InstanceCore) Unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
 		c.keep(m)
@@ -417,4 +417,17 @@ func (c *InstanceCore) sendCloseResponse(source bool, messageID int64, status St
 	} else {
 		c.report(&DestSessionCloseResponse{Header: Header{MessageID: messageID, SubType: DestServiceToAgent}, Status: status})
 	}
+}
+
+// An InstancePending counts what an instance's core has under way: when
+// nothing happens any more, all of it comes down to zero.
+type InstancePending struct {
+	Dials   int // sessions that are being set up from this end
+	Conns   int // ends of open sessions
+	Reports int // kept for the agent, while it is away
+}
+
+// Pending returns what is under way.
+func (c *InstanceCore) Pending() InstancePending {
+	return InstancePending{Dials: len(c.dials), Conns: len(c.conns), Reports: len(c.reports)}
 }

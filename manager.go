@@ -429,7 +429,7 @@ func (m *Manager) CloseSession(ctx context.Context, id SessionID) error {
 func (m *Manager) Snapshot() Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.core.snapshot()
+	s := m.core.Snapshot()
 	s.Seq = m.history.last()
 	return s
 }

@@ -253,7 +253,7 @@ func (c *ManagerCore) message(conn ConnID, m Message) {
 	case *DestSessionCloseInfo:
 		c.destCloseInfo(a, m)
 	case *InstanceHealthResponse:
-		c.InstanceInputHealth(a, m)
+		c.instanceHealth(a, m)
 	case *AgentHealthResponse:
 		c.agentHealth(a, m)
 	case *TerminationInfo:

@@ -707,7 +707,7 @@ func TestManagerCoreChaos(t *testing.T) {
 		for range rapid.IntRange(20, 150).Draw(t, "steps") {
 			actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
 		}
-		if snap := s.core.snapshot(); len(snap.Instances) != len(s.live) || len(snap.Sessions) != len(s.open) {
+		if snap := s.core.Snapshot(); len(snap.Instances) != len(s.live) || len(snap.Sessions) != len(s.open) {
 			t.Fatalf("the snapshot has %d instances and %d sessions, want %d and %d", len(snap.Instances), len(snap.Sessions), len(s.live), len(s.open))
 		}
 		s.settle()

@@ -361,7 +361,7 @@ func (c *ManagerCore) healthMissed(i *instance) {
 	}
 }
 
-func (c *ManagerCore) InstanceInputHealth(a *agent, m *InstanceHealthResponse) {
+func (c *ManagerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 	i := c.instances[m.ServiceInstanceID]
 	if i == nil || i.healthAsked != m.MessageID || i.a != a {
 		c.dropped++

@@ -517,7 +517,8 @@ var instanceStates = [...]InstanceState{
 	instanceStopping: InstanceStopping, instanceKilling: InstanceKilling,
 }
 
-func (c *ManagerCore) snapshot() Snapshot {
+// Snapshot returns the state. Its Seq is left to whoever numbers the events.
+func (c *ManagerCore) Snapshot() Snapshot {
 	var s Snapshot
 	known := map[string]bool{}
 	for _, a := range c.apps {
@@ -570,4 +571,20 @@ func (c *ManagerCore) inOrder() []*instance {
 	}
 	slices.SortFunc(all, func(a, b *instance) int { return cmp.Compare(a.id, b.id) })
 	return all
+}
+
+// A ManagerPending counts what a Manager's core has under way: when nothing
+// happens any more, all of it comes down to zero but Timers.
+type ManagerPending struct {
+	Exchanges int // requests to agents that wait for their responses
+	Waiting   int // session requests that wait for a start
+	Offers    int // sessions that are granted and not acknowledged
+	Calls     int // commands without their outcome
+	Timers    int
+}
+
+// Pending returns what is under way.
+func (c *ManagerCore) Pending() ManagerPending {
+	return ManagerPending{Exchanges: len(c.exchanges), Waiting: len(c.waiting), Offers: len(c.offers), Calls: len(c.calls),
+		Timers: len(c.timers) + len(c.expiries)}
 }

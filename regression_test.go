@@ -185,7 +185,7 @@ func TestManagerAckWhileAway(t *testing.T) {
 	pass(5 * time.Minute)
 	say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))
 	say(2, ackOne)
-	if s := c.snapshot().Sessions; len(s) != 1 || s[0].State != SessionOpen {
+	if s := c.Snapshot().Sessions; len(s) != 1 || s[0].State != SessionOpen {
 		t.Errorf("sessions %+v, want the one open", s)
 	}
 }
@@ -204,7 +204,7 @@ func TestManagerLateAck(t *testing.T) {
 	}
 	c, say, pass := sessionCore(t)
 	pass(2 * time.Minute)
-	if n := len(c.snapshot().Sessions); n != 0 {
+	if n := len(c.Snapshot().Sessions); n != 0 {
 		t.Fatalf("%d sessions, want the offer to have expired", n)
 	}
 	if n := closes(say(1, ackOne)); n != 1 {
@@ -222,11 +222,11 @@ func TestManagerCloseAway(t *testing.T) {
 	t.Parallel()
 	c, say, _ := sessionCore(t)
 	say(1, ackOne)
-	id := c.snapshot().Sessions[0].ID
+	id := c.Snapshot().Sessions[0].ID
 	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
 	out, _ := c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 2, Cmd: CloseSessionCommand{id}})
-	if len(out) != 1 || !errors.Is(out[0].Err, ErrUnavailable) || len(c.snapshot().Sessions) != 1 {
-		t.Errorf("%+v with %+v, want ErrUnavailable and the session as it was", out, c.snapshot().Sessions)
+	if len(out) != 1 || !errors.Is(out[0].Err, ErrUnavailable) || len(c.Snapshot().Sessions) != 1 {
+		t.Errorf("%+v with %+v, want ErrUnavailable and the session as it was", out, c.Snapshot().Sessions)
 	}
 }
 
@@ -249,12 +249,12 @@ func TestManagerOffersExpireTogether(t *testing.T) {
 	for id := 2; id <= 200; id++ {
 		say(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", id))
 	}
-	if n := len(c.snapshot().Sessions); n != 200 {
+	if n := len(c.Snapshot().Sessions); n != 200 {
 		t.Fatalf("%d offers, want 200", n)
 	}
 	pass(2 * time.Minute)
-	if n := len(c.snapshot().Sessions); n != 0 || len(c.offers) != 0 || len(c.snapshot().Instances) != 2 {
-		t.Errorf("%d sessions and %d offers are left, of %d instances", n, len(c.offers), len(c.snapshot().Instances))
+	if n := len(c.Snapshot().Sessions); n != 0 || len(c.offers) != 0 || len(c.Snapshot().Instances) != 2 {
+		t.Errorf("%d sessions and %d offers are left, of %d instances", n, len(c.offers), len(c.Snapshot().Instances))
 	}
 }
 
@@ -264,7 +264,7 @@ func TestManagerAckWithoutPorts(t *testing.T) {
 	c, _, _ := sessionCore(t)
 	c.Step(ManagerInput{Kind: ManagerInputMessage, Conn: 1, Msg: &SessionAck{Header: Header{MessageID: 1, SubType: AgentToManager},
 		SourceServiceName: "A", SourceServiceInstanceID: 1, Status: StatusOK}})
-	if n := len(c.snapshot().Sessions); n != 0 || c.sessions.indexed != 0 {
+	if n := len(c.Snapshot().Sessions); n != 0 || c.sessions.indexed != 0 {
 		t.Errorf("%d sessions, %d in the index, want none", n, c.sessions.indexed)
 	}
 }

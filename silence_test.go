@@ -187,11 +187,11 @@ func TestManagerRegistration(t *testing.T) {
 	wantLines(t, "another address", say(1, strings.Replace(register, "10.0.0.1", "10.0.0.2", 1)), answered+"409"+hears)
 
 	c.Step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{g.Name}})
-	if snap := c.snapshot(); len(snap.Agents) != 1 || !slices.Equal(snap.Agents[0].Unknown, []string{"stranger"}) || len(snap.Instances) != 1 {
+	if snap := c.Snapshot(); len(snap.Agents) != 1 || !slices.Equal(snap.Agents[0].Unknown, []string{"stranger"}) || len(snap.Instances) != 1 {
 		t.Errorf("%+v, want one agent, with a stranger in its repository, and the gateway", snap)
 	}
 	wantLines(t, "a new repository", say(1, register+"(A, B)"), answered+"200"+hears)
-	if snap := c.snapshot(); !slices.Equal(snap.Agents[0].Services, []string{"A", "B"}) || len(snap.Instances) != 1 {
+	if snap := c.Snapshot(); !slices.Equal(snap.Agents[0].Services, []string{"A", "B"}) || len(snap.Instances) != 1 {
 		t.Errorf("%+v, want the new repository, and the gateway", snap)
 	}
 }

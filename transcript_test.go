@@ -192,7 +192,7 @@ func (w *transcriptWorld) command(args []string) error {
 		}
 		return w.operator(ShutdownCommand{InstanceID(id), arg(0) == "kill"})
 	case "close-session":
-		for _, s := range w.manager.snapshot().Sessions {
+		for _, s := range w.manager.Snapshot().Sessions {
 			if s.ID.String() == arg(1) {
 				return w.operator(CloseSessionCommand{s.ID})
 			}
@@ -617,7 +617,7 @@ func (w *transcriptWorld) dial(i *transcriptInstance, call CallID, target netip.
 
 // snapshot says what the Manager knows.
 func (w *transcriptWorld) snapshot() {
-	s := w.manager.snapshot()
+	s := w.manager.Snapshot()
 	for _, a := range s.Agents {
 		w.say("agent %s %s %v", a.Address, a.State, a.Services)
 	}
