@@ -35,6 +35,9 @@ type AgentConfig struct {
 	Listen string
 	// Repository holds the services that this agent can execute.
 	Repository []RepositoryEntry
+	// KeepInstances has Run leave all instances running when its context ends,
+	// with their sessions, instead of shutting them down.
+	KeepInstances bool
 	// Transport carries all connections; TCP from Address by default.
 	Transport Transport
 	// Logger receives what happens; nothing is logged by default.
@@ -133,7 +136,7 @@ type Agent struct {
 	stopped   bool   // Run has ended, or is about to
 	listen    string // where instances find the agent
 
-	empty chan struct{} // closed when, after a stop, nothing runs any more
+	empty chan struct{} // closed when, after a stop, nothing runs that is not kept
 	done  chan struct{} // closed when Run ends
 	wg    sync.WaitGroup
 }
@@ -166,8 +169,8 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 // Run listens for the instances of this node and serves the Manager until ctx
 // ends, trying again and again to reach it while it is away. Then it shuts its
 // instances down, gracefully for the DrainTimeout, kills those that are left,
-// and returns nil. It returns an error at once when it cannot listen. An agent
-// runs once.
+// and returns nil; or, with KeepInstances, leaves them and returns nil at once.
+// It returns an error at once when it cannot listen. An agent runs once.
 func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	if a.running {
@@ -430,7 +433,7 @@ func (a *Agent) step(in AgentInput) {
 	}
 }
 
-// launch executes an instance and follows it to its end. a.mu is held.
+// launch executes an instance and has it followed to its end. a.mu is held.
 func (a *Agent) launch(o AgentOutput) {
 	p := &agentProcess{secret: uuid.NewString(), launched: make(chan struct{})}
 	a.processes[o.Instance] = p
@@ -445,16 +448,28 @@ func (a *Agent) launch(o AgentOutput) {
 		}
 		close(p.launched)
 		a.step(AgentInput{Kind: AgentInputStarted, Instance: o.Instance, Err: err})
-		if err == nil {
-			exit := process.Wait()
-			a.hearOut(o.Instance)
-			a.log.Info("ended", "service", o.Launch.Service, "instance", o.Instance, "exit", exit.String(), "reason", exit.Reason)
-			a.step(AgentInput{Kind: AgentInputExited, Instance: o.Instance, Exit: exit})
+		switch {
+		case err != nil:
+			a.mu.Lock()
+			delete(a.processes, o.Instance)
+			a.mu.Unlock()
+		case a.cfg.KeepInstances:
+			go a.follow(o.Launch, process) // for as long as the instance runs: Run does not wait
+		default:
+			a.follow(o.Launch, process)
 		}
-		a.mu.Lock()
-		delete(a.processes, o.Instance)
-		a.mu.Unlock()
 	})
+}
+
+// follow waits for an instance's end and tells of it.
+func (a *Agent) follow(l Launch, process Process) {
+	exit := process.Wait()
+	a.hearOut(l.ID)
+	a.log.Info("ended", "service", l.Service, "instance", l.ID, "exit", exit.String(), "reason", exit.Reason)
+	a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit})
+	a.mu.Lock()
+	delete(a.processes, l.ID)
+	a.mu.Unlock()
 }
 
 // hearOut waits until everything is read that an ended instance said: its last

@@ -25,7 +25,7 @@ const (
 	AgentInputStarted                           // Instance was launched, or not: Err
 	AgentInputPortsListen                       // all configured ports of Instance listen
 	AgentInputExited                            // all of Instance has ended, as Exit says
-	AgentInputStop                              // shut all instances down
+	AgentInputStop                              // shut all instances down, or leave them
 )
 
 // An AgentInput is one thing that happens to an agent.
@@ -62,7 +62,7 @@ const (
 	AgentOutputKill                           // Instance with all its children
 	AgentOutputWarn                           // Text is for the log: a peer broke the protocol
 	AgentOutputRefused                        // the Manager refused the registration with Status
-	AgentOutputEmpty                          // after AgentInputStop: nothing runs any more
+	AgentOutputEmpty                          // after AgentInputStop: nothing runs that is not kept
 )
 
 // An AgentOutput is one thing that the core wants done.

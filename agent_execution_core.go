@@ -146,18 +146,19 @@ func (c *AgentCore) forget(i *agentInstance, exit Exit) {
 			ServiceName: i.service, ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: c.cfg.Address,
 		})
 	}
-	if c.stop && len(c.instances) == 0 {
+	if c.stop && len(c.instances) == 0 && !c.cfg.KeepInstances {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputEmpty})
 	}
 }
 
-// stopAll shuts all instances down: gracefully, and at the deadline hard.
+// stopAll shuts all instances down: gracefully, and at the deadline hard. With
+// KeepInstances it leaves them.
 func (c *AgentCore) stopAll() {
 	if c.stop {
 		return
 	}
 	c.stop = true
-	if len(c.instances) == 0 {
+	if len(c.instances) == 0 || c.cfg.KeepInstances {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputEmpty})
 		return
 	}

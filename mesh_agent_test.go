@@ -505,6 +505,34 @@ func TestMeshAgentStops(t *testing.T) {
 	})
 }
 
+// An agent that keeps its instances leaves them when it stops: nobody asks them
+// to shut down, and their sessions go on.
+func TestMeshAgentKeeps(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newLifeMesh(t, ManagerConfig{}, 0, nil)
+		defer s.close()
+		s.node(2, "mid")
+		host := s.host("10.0.0.1")
+		n1 := s.addAgent(AgentConfig{Manager: s.address, Address: netip.MustParseAddr("10.0.0.1"), Transport: host, KeepInstances: true,
+			Repository: []RepositoryEntry{{Service: "gw", Launcher: FuncLauncher(func(ctx context.Context, l Launch) error { return s.keep(ctx, l, host) })}}})
+		gw := s.begin()
+		out, in := s.dial(gw, "P")
+		gw.OnDrain(func(context.Context) { t.Error("the gateway was drained") })
+		n1.stop()
+		<-n1.done
+		time.Sleep(10 * time.Second)
+		io.WriteString(out, "still")
+		if b := make([]byte, 5); string(must(t, b, in)) != "still" {
+			t.Errorf("the session carried %q", b)
+		}
+		if s.one("gw").ID() != gw.ID() {
+			t.Error("another gateway runs")
+		}
+		gw.exit <- func() error { return nil }
+		synctest.Wait()
+	})
+}
+
 // Agents come and go under load. Once that stops, what the Manager knows is
 // what there is: every agent is up, every instance that runs is known, and no
 // session is left that has closed.
