@@ -149,7 +149,8 @@
 //	link.go                   one connection's reader and writer
 //	transport*.go             TCP and the network in memory
 //	launcher*.go              processes and functions; trees of processes on each system
-//	event.go                  what a Manager records
+//	event.go                  what a Manager records; event_codec.go: its form in stores
+//	store.go                  where it is kept; store_mem.go: in memory
 //
 // SPEC.md leads from each requirement of the protocol to its code and its test.
 package ssmmp

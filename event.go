@@ -70,8 +70,10 @@ type Event struct {
 	MessageID    int64        // of the session_request
 	Sockets      []SocketPort // of EventInstanceRequested; not to be changed
 
-	Status Status
-	Cause  string // why, for people: "session_request of 7", "idle", "operator"
+	Status   Status
+	Actor    string // who, "operator", "Manager", "agent 10.0.0.1", "instance 7"; of a session, Source if empty
+	Cause    string // why, for people: "session_request of 7", "idle"
+	CauseSeq uint64 // the event that this one follows from, 0 if none or unknown
 }
 
 // String is one line for people, without sequence and time.
