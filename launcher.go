@@ -63,10 +63,17 @@ type Exit struct {
 	Code   int    // exit code; -1 when a signal or a panic ended it
 	Signal string // name of the signal, "SIGKILL", or empty
 	Reason string // more for a person: a panic's value, an error
+	// Unknown says that nobody could see how it ended: it did after its agent
+	// had died, or was started by an agent that has died.
+	Unknown bool
 }
 
-// String is the form of the extension line x_exit: a code or a signal.
+// String is the form of the extension line x_exit: a code, a signal, or
+// "unknown".
 func (e Exit) String() string {
+	if e.Unknown {
+		return "unknown"
+	}
 	if e.Signal != "" {
 		return e.Signal
 	}

@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,11 +66,13 @@ func (e *LaunchError) Unwrap() error { return e.Err }
 // called, the others are killed. On Linux those are the process group, all
 // descendants, and all processes that still have the instance's id and secret
 // in their environment, wherever they have gone; only a process that left the
-// group, lost its parent and cleared its environment escapes. On other Unix
+// group, lost its parent and cleared its environment escapes, and with Cgroup
+// not even that. On other Unix
 // systems they are the process group. On Windows they are the descendants
 // whose ancestors are alive. Elsewhere it is the first process only.
 //
-// Instances outlive a process that launched them and died. A program that is
+// Instances outlive a process that launched them and died, and Reattach finds
+// them again. A program that is
 // the first process of a container needs an init beside it to reap orphans.
 type CommandLauncher struct {
 	// Path is the binary. A name without a separator is looked for in PATH;
@@ -92,6 +95,11 @@ type CommandLauncher struct {
 	// output and error of each instance are appended to a file of its own,
 	// <service>-<id>.log. Empty discards them.
 	OutputDir string
+	// Cgroup is a directory of the cgroup v2 hierarchy, of Linux, in which this
+	// process may make others: each instance then runs in one of its own below
+	// it, which no process of it can leave by forking, and nothing of it
+	// survives. Empty means that instances stay in the cgroup of this process.
+	Cgroup string
 }
 
 // Launch starts an instance. Its error is a *LaunchError.
@@ -141,12 +149,24 @@ func (c CommandLauncher) launch(ctx context.Context, l Launch) (*execProcess, er
 		defer out.Close()
 		cmd.Stdout, cmd.Stderr = out, out
 	}
+	cgroup := ""
+	if c.Cgroup != "" {
+		cgroup = cgroupOf(c.Cgroup, l)
+		dir, err := makeCgroup(cgroup, cmd.SysProcAttr)
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+	}
 	if err := cmd.Start(); err != nil {
+		if cgroup != "" {
+			removeCgroup(cgroup)
+		}
 		return nil, err
 	}
 	p := &execProcess{
 		cmd:  cmd,
-		tree: newTree(cmd.Process, l),
+		tree: newTree(cmd.Process, l, cgroup),
 		done: make(chan struct{}),
 	}
 	go p.reap()
@@ -197,6 +217,8 @@ type execProcess struct {
 
 func (p *execProcess) PID() int { return p.cmd.Process.Pid }
 
+func (p *execProcess) Identity() ProcessIdentity { return p.tree.identity() }
+
 func (p *execProcess) Wait() Exit {
 	<-p.done
 	return p.exit
@@ -234,7 +256,7 @@ func (p *execProcess) reap() {
 	if !unreaped {
 		p.exit = p.wait()
 	}
-	err := p.sweep()
+	err := p.tree.sweep()
 
 	p.mu.Lock()
 	if unreaped {
@@ -242,6 +264,7 @@ func (p *execProcess) reap() {
 	}
 	p.reaped = true
 	p.mu.Unlock()
+	p.tree.release()
 
 	if err != nil {
 		p.exit.Reason = err.Error()
@@ -259,10 +282,10 @@ func (p *execProcess) wait() Exit {
 
 // sweep kills until nothing of the tree is left but its first process, which
 // has ended.
-func (p *execProcess) sweep() error {
+func (t *tree) sweep() error {
 	deadline := time.Now().Add(sweepTime)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		left, err := p.tree.kill()
+		left, err := t.kill()
 		switch {
 		case left == 0:
 			return nil
@@ -301,6 +324,13 @@ func openOutput(dir string, l Launch) (*os.File, error) {
 	defer root.Close()
 	name := fmt.Sprintf("%s-%d.log", l.Service, l.ID)
 	return root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+}
+
+// cgroupOf is the directory of the cgroup of an instance below dir. The secret
+// tells it from another Manager's with the same id.
+func cgroupOf(dir string, l Launch) string {
+	sum := sha256.Sum256([]byte(l.Secret))
+	return filepath.Join(dir, fmt.Sprintf("%s-%d-%x", l.Service, l.ID, sum[:4]))
 }
 
 // instanceMark is the environment entry with an instance's id.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -19,12 +20,18 @@ const maxEnviron = 8 << 20
 // until the first process was reaped: until then its id and its group's are
 // nobody else's.
 type tree struct {
-	pid   int    // of the first process, and of its group
+	pid   int    // of the first process, and of its group; 0 if only others are left
 	start uint64 // when that started, in ticks since boot
 	// marks are the environment entries that all of the instance's processes
 	// inherit. Nil when there is no secret, without which others could have
 	// the same.
-	marks [][]byte
+	marks  [][]byte
+	cgroup string // the directory of its own cgroup, empty if it has none
+
+	// adopted says that the first process is not a child of this one: nothing
+	// keeps its id and its group's from being used again once it ended.
+	adopted bool
+	pidfd   *os.File // of the first process of an adopted tree, while it lives
 
 	// mu lets one look at /proc follow another, so that seen only gains.
 	mu sync.Mutex
@@ -42,15 +49,23 @@ type procStat struct {
 	start           uint64 // ticks since boot
 }
 
-func newTree(first *os.Process, l Launch) *tree {
-	t := &tree{pid: first.Pid}
+func newTree(first *os.Process, l Launch, cgroup string) *tree {
+	t := &tree{pid: first.Pid, marks: treeMarks(l), cgroup: cgroup}
 	if s, err := readStat(t.pid); err == nil {
 		t.start = s.start
 	}
-	if l.Secret != "" {
-		t.marks = [][]byte{[]byte(instanceMark(l.ID)), []byte(envSecret + "=" + l.Secret)}
-	}
 	return t
+}
+
+func treeMarks(l Launch) [][]byte {
+	if l.Secret == "" {
+		return nil
+	}
+	return [][]byte{[]byte(instanceMark(l.ID)), []byte(envSecret + "=" + l.Secret)}
+}
+
+func (t *tree) identity() ProcessIdentity {
+	return ProcessIdentity{PID: t.pid, Start: t.start, Boot: bootID(), Cgroup: t.cgroup}
 }
 
 // awaitEnd blocks until the first process has ended, without reaping it. It
@@ -71,18 +86,35 @@ func (t *tree) awaitEnd() bool {
 func (t *tree) kill() (alive int, err error) {
 	// Found before the signal: then orphans still have their parents.
 	members := t.members()
-	if e := syscall.Kill(-t.pid, syscall.SIGKILL); e != nil && e != syscall.ESRCH {
-		err = os.NewSyscallError("kill", e)
+	alive = len(members)
+	if t.cgroup != "" {
+		if left, e := killCgroup(t.cgroup); e != nil {
+			alive, err = max(alive, 1), e
+		} else if left {
+			alive = max(alive, 1)
+		}
+	}
+	if !t.adopted {
+		if e := syscall.Kill(-t.pid, syscall.SIGKILL); e != nil && e != syscall.ESRCH {
+			err = os.NewSyscallError("kill", e)
+		}
 	}
 	for _, m := range members {
-		if m.pgrp == t.pid {
+		if m.pgrp == t.pid && !t.adopted {
 			continue
 		}
 		if e := killProcess(m); e != nil {
 			err = e
 		}
 	}
-	return len(members), err
+	return alive, err
+}
+
+// release gives back what outlasts the processes of a tree.
+func (t *tree) release() {
+	if t.cgroup != "" {
+		removeCgroup(t.cgroup)
+	}
 }
 
 // members returns the processes of the tree that are alive: the first one, its
@@ -91,14 +123,19 @@ func (t *tree) kill() (alive int, err error) {
 func (t *tree) members() []procStat {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var members []procStat
+	var all, members []procStat
 	children := make(map[int][]procStat) // others, by parent
 	self := os.Getpid()
 	for _, pid := range processIDs() {
-		s, err := readStat(pid)
+		if s, err := readStat(pid); err == nil && s.start >= t.start && pid != self {
+			all = append(all, s)
+		}
+	}
+	grouped := t.hasGroup(all)
+	for _, s := range all {
 		switch {
-		case err != nil || !s.alive() || s.start < t.start || pid == self:
-		case pid == t.pid || s.pgrp == t.pid || t.saw(s) || t.marked(s):
+		case !s.alive():
+		case t.isFirst(s) || grouped && s.pgrp == t.pid || t.saw(s) || t.marked(s):
 			members = append(members, s)
 		default:
 			children[s.ppid] = append(children[s.ppid], s)
@@ -120,6 +157,19 @@ func (t *tree) members() []procStat {
 		t.seen[m.pid] = m.start
 	}
 	return members
+}
+
+// isFirst reports whether that is the tree's first process, alive or a zombie.
+func (t *tree) isFirst(s procStat) bool {
+	return s.pid == t.pid && (!t.adopted || s.start == t.start)
+}
+
+// hasGroup reports whether the group of the first process is the tree's. Its
+// id is taken as long as it has a member: so one of the tree's has to be there.
+func (t *tree) hasGroup(all []procStat) bool {
+	return !t.adopted || slices.ContainsFunc(all, func(s procStat) bool {
+		return s.pgrp == t.pid && (t.isFirst(s) || t.saw(s) || s.alive() && t.marked(s))
+	})
 }
 
 // saw reports whether the last look found that very process to be a member.

@@ -302,7 +302,7 @@ func TestCommandAwaitsWithoutReaping(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	tr := newTree(cmd.Process, testLaunch("a", 1))
+	tr := newTree(cmd.Process, testLaunch("a", 1), "")
 	if !tr.awaitEnd() {
 		t.Error("cannot wait without reaping")
 	}

@@ -12,7 +12,7 @@ import (
 // A tree is an instance's processes: here, the first one only.
 type tree struct{ first *os.Process }
 
-func newTree(first *os.Process, _ Launch) *tree { return &tree{first: first} }
+func newTree(first *os.Process, _ Launch, _ string) *tree { return &tree{first: first} }
 
 func ownGroup() *syscall.SysProcAttr { return nil }
 
@@ -34,3 +34,5 @@ func (t *tree) kill() (alive int, err error) {
 func (t *tree) exit(s *os.ProcessState) Exit { return Exit{Code: s.ExitCode()} }
 
 func (t *tree) owns(net.Conn) (owns, known bool) { return false, false }
+
+func (t *tree) identity() ProcessIdentity { return ProcessIdentity{PID: t.first.Pid} }

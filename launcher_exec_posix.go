@@ -11,7 +11,7 @@ import (
 // A tree is an instance's processes: here, its process group.
 type tree struct{ group int }
 
-func newTree(first *os.Process, _ Launch) *tree { return &tree{group: first.Pid} }
+func newTree(first *os.Process, _ Launch, _ string) *tree { return &tree{group: first.Pid} }
 
 // awaitEnd returns false: there is no portable way to wait for a process
 // without reaping it. So the group is swept just after its leader was reaped;
@@ -31,3 +31,5 @@ func (t *tree) kill() (alive int, err error) {
 }
 
 func (t *tree) owns(net.Conn) (owns, known bool) { return false, false }
+
+func (t *tree) identity() ProcessIdentity { return ProcessIdentity{PID: t.group} }

@@ -25,7 +25,9 @@ type tree struct {
 	killed atomic.Bool
 }
 
-func newTree(first *os.Process, _ Launch) *tree { return &tree{pid: uint32(first.Pid)} }
+func newTree(first *os.Process, _ Launch, _ string) *tree { return &tree{pid: uint32(first.Pid)} }
+
+func (t *tree) identity() ProcessIdentity { return ProcessIdentity{PID: int(t.pid)} }
 
 // ownGroup makes an instance the leader of a process group, which a Ctrl-C in
 // this process's console does not reach.
