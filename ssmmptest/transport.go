@@ -1,4 +1,3 @@
-// Package ssmmptest holds what tests of programs built on ssmmp need.
 package ssmmptest
 
 import (
