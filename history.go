@@ -12,12 +12,14 @@ import (
 // A history keeps the newest events in memory, for whoever follows them.
 type history struct {
 	mu    sync.Mutex
-	ring  []Event
+	ring  []*[historyChunk]Event // grows by chunks, so that no event is ever copied
 	limit int
 	seq   uint64        // of the newest event
 	more  chan struct{} // closed when an event is appended, then replaced
 	await bool          // somebody waits on more
 }
+
+const historyChunk = 1 << 8
 
 func newHistory(limit int) *history { return &history{limit: limit, more: make(chan struct{})} }
 
@@ -35,11 +37,7 @@ func (h *history) append(events []Event, log hclog.Logger) []Event {
 	for _, ev := range events {
 		h.seq++
 		ev.Seq, ev.Time = h.seq, now
-		if len(h.ring) < h.limit {
-			h.ring = append(h.ring, ev)
-		} else {
-			h.ring[(h.seq-1)%uint64(h.limit)] = ev
-		}
+		*h.at(h.seq) = ev
 		if sessions || others && ev.Kind != EventSessionOffered && ev.Kind != EventSessionOpened && ev.Kind != EventSessionClosed {
 			logged = append(logged, ev)
 		}
@@ -49,6 +47,16 @@ func (h *history) append(events []Event, log hclog.Logger) []Event {
 		h.more, h.await = make(chan struct{}), false
 	}
 	return logged
+}
+
+// at returns the place of the event with that sequence number, for the newest
+// by making it.
+func (h *history) at(seq uint64) *Event {
+	n := (seq - 1) % uint64(h.limit)
+	if n/historyChunk == uint64(len(h.ring)) {
+		h.ring = append(h.ring, new([historyChunk]Event))
+	}
+	return &h.ring[n/historyChunk][n%historyChunk]
 }
 
 func (h *history) last() uint64 {
@@ -63,11 +71,11 @@ func (h *history) next(buf []Event, after uint64) ([]Event, <-chan struct{}) {
 	const batch = 256
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if kept := uint64(len(h.ring)); h.seq-kept > after {
+	if kept := min(h.seq, uint64(h.limit)); h.seq-kept > after {
 		after = h.seq - kept
 	}
 	for ; after < h.seq && len(buf) < batch; after++ {
-		buf = append(buf, h.ring[after%uint64(h.limit)])
+		buf = append(buf, *h.at(after + 1))
 	}
 	if len(buf) > 0 {
 		return buf, nil
