@@ -106,8 +106,7 @@ type AgentCore struct {
 	registered bool
 	registerID int64
 	hears      bool         // the Manager tells what it has heard
-	reports    []report     // for the Manager, until it has heard them; oldest first
-	kept       int          // bytes of reports
+	reports    []byte       // for the Manager, until it has heard them: lines, oldest first
 	marks      []reportMark // health answers on this connection that it may have heard
 
 	conns     map[ConnID]*agentInstance // of instances, once they are bound
@@ -125,13 +124,7 @@ type AgentCore struct {
 	violations map[ConnID]int // of the protocol, by connection
 }
 
-// A report is a message of which the Manager may not know yet.
-type report struct {
-	msg  Message
-	size int // of its line, in bytes
-}
-
-// A reportMark says how many reports were sent before an answer.
+// A reportMark says how many bytes of reports were sent before an answer.
 type reportMark struct {
 	answer  int64 // message id of an agent_health_control_response
 	reports int
@@ -268,11 +261,11 @@ func (c *AgentCore) register(conn ConnID) {
 	}
 	// One whose end is still to be reported counts as running until then: the
 	// Manager shall learn how it ended.
-	for _, r := range c.reports {
-		if m, ok := r.msg.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
+	c.eachReport(func(m Message) {
+		if m, ok := m.(*TerminationInfo); ok && c.instances[m.ServiceInstanceID] == nil {
 			list = append(list, m.ServiceInstanceID)
 		}
-	}
+	})
 	if len(list) > 0 {
 		m.Extensions = append(m.Extensions, Extension{extInstances, formatInstanceList(list)})
 	}
@@ -299,15 +292,23 @@ func (c *AgentCore) toManager(m Message) {
 }
 
 func (c *AgentCore) keep(m Message) {
-	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
-	if c.kept+len(line) > maxReports {
+	before := len(c.reports)
+	c.reports, _ = AppendMessage(c.reports, m) // a message that cannot be sent is warned of when it is
+	if len(c.reports) > maxReports {
+		c.reports = c.reports[:before]
 		if !c.registered {
 			c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
 		}
-		return
 	}
-	c.kept += len(line)
-	c.reports = append(c.reports, report{Clone(m), len(line)})
+}
+
+// eachReport calls f with each report that is kept, oldest first.
+func (c *AgentCore) eachReport(f func(Message)) {
+	for line := range strings.Lines(string(c.reports)) {
+		if m, err := ParseMessage(line); err == nil { // keep wrote it
+			f(m)
+		}
+	}
 }
 
 // Unsent takes back a report that the connection to the Manager did not take.
@@ -327,9 +328,6 @@ func (c *AgentCore) health(m *AgentHealthRequest) {
 	for n, mark := range c.marks {
 		if strconv.FormatInt(mark.answer, 10) != heard {
 			continue
-		}
-		for _, r := range c.reports[:mark.reports] {
-			c.kept -= r.size
 		}
 		c.reports = slices.Delete(c.reports, 0, mark.reports)
 		later := c.marks[n+1:]
@@ -397,11 +395,9 @@ func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 		c.dropped++
 	case m.Status.Success():
 		c.registered, c.hears = true, m.Extension(extHeard) != ""
-		for _, r := range c.reports {
-			c.send(c.manager, r.msg)
-		}
+		c.eachReport(func(m Message) { c.send(c.manager, m) })
 		if !c.hears {
-			c.reports, c.kept = nil, 0
+			c.reports = nil
 		}
 	default:
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputRefused, Conn: c.manager, Status: m.Status},

@@ -72,8 +72,8 @@ func (s *agentStepper) step(in AgentInput, line string) []AgentOutput {
 	for _, o := range out {
 		s.output(o)
 	}
-	if s.core.kept > maxReports {
-		s.t.Fatalf("%d bytes of reports wait for the Manager", s.core.kept)
+	if len(s.core.reports) > maxReports {
+		s.t.Fatalf("%d bytes of reports wait for the Manager", len(s.core.reports))
 	}
 	for conn, i := range s.core.conns {
 		if i != nil && i.conn == conn && s.core.instances[i.id] != i {
