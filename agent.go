@@ -131,6 +131,7 @@ type Agent struct {
 	lastConn  ConnID
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
+	wakeAt    time.Duration // what timer is set for
 	strangers int
 	running   bool
 	stopped   bool   // Run has ended, or is about to
@@ -246,8 +247,9 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: l.id})
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
 	registered := false
-	err := l.read(func(m Message) {
-		a.step(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m})
+	var out flushList
+	err := l.read(&out, func(m Message) {
+		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m}, &out)
 		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
 			registered = true
 		}
@@ -268,8 +270,14 @@ func (a *Agent) instanceConn(conn net.Conn) {
 	}
 	known := false
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
-	err := l.read(func(m Message) {
-		a.step(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m, Proof: a.prove(l, m, asked)})
+	var out flushList
+	err := l.read(&out, func(m Message) {
+		proof := ProofNone
+		if !known {
+			out.flush()
+			proof = a.prove(l, m, asked)
+		}
+		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m, Proof: proof}, &out)
 		if !known && a.speaks(l) {
 			known = true
 			a.stranger(-1)
@@ -381,14 +389,24 @@ func (a *Agent) prove(l *link, m Message, asked map[InstanceID]Proof) Proof {
 
 // step has the core take one input and carries out what it decides.
 func (a *Agent) step(in AgentInput) {
+	var out flushList
+	a.stepOnly(in, &out)
+	out.flush()
+}
+
+// stepOnly is step, but for flushing what it queues.
+func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 	a.mu.Lock()
 	in.Now = time.Since(a.started)
 	var warnings []AgentOutput
-	for _, o := range a.core.Step(in) {
+	outputs := a.core.Step(in)
+	for i := range outputs {
+		o := &outputs[i]
 		switch o.Kind {
 		case AgentOutputSend:
 			if l := a.links[o.Conn]; l != nil {
-				if err := l.send(o.Msg); err != nil {
+				out.add(l)
+				if err := l.put(o.Msg); err != nil {
 					if o.Conn == a.core.manager {
 						a.core.Unsent(o.Msg)
 					}
@@ -406,21 +424,22 @@ func (a *Agent) step(in AgentInput) {
 				l.abort()
 			}
 		case AgentOutputLaunch:
-			a.launch(o)
+			a.launch(*o)
 		case AgentOutputProbe:
 			id, sockets := o.Instance, a.core.instances[o.Instance].sockets
 			a.wg.Go(func() { a.probe(id, sockets) })
 		case AgentOutputKill:
-			if p := a.processes[o.Instance]; p != nil {
-				a.wg.Go(func() { a.kill(o.Instance, p) })
+			if id, p := o.Instance, a.processes[o.Instance]; p != nil {
+				a.wg.Go(func() { a.kill(id, p) })
 			}
 		case AgentOutputEmpty:
 			close(a.empty)
 		case AgentOutputWarn, AgentOutputRefused:
-			warnings = append(warnings, o)
+			warnings = append(warnings, *o)
 		}
 	}
-	if at, ok := a.core.NextDeadline(); ok && !a.stopped {
+	if at, ok := a.core.NextDeadline(); ok && !a.stopped && (at != a.wakeAt || in.Kind == AgentInputTime) {
+		a.wakeAt = at
 		a.timer.Reset(max(0, at-in.Now))
 	}
 	a.mu.Unlock()

@@ -57,6 +57,11 @@ func (d *Decoder) Decode() (Message, error) {
 // Buffered returns how many bytes were read and not yet decoded.
 func (d *Decoder) Buffered() int { return d.end - d.start }
 
+// ready reports whether the next line is there, so that Decode reads nothing.
+func (d *Decoder) ready() bool {
+	return d.end > d.start && bytes.IndexByte(d.buf[d.start:d.end], '\n') >= 0
+}
+
 // readLine sets d.line to the next line, without its line end.
 func (d *Decoder) readLine() error {
 	d.line = nil

@@ -62,8 +62,10 @@
 // recorded.
 //
 // Around each core is a thin runtime, the exported type, which owns a mutex, the
-// connections and a timer. Each connection is a link: one goroutine that reads
-// and one that writes whatever is queued in one write. A queue holds 1 MiB and a
+// connections and a timer. Each connection is a link, which a goroutine reads.
+// Whoever steps a core writes what the step queued, once its lock is released
+// and as far as the connections take it at once; the rest is left to each link's
+// writer, which writes whatever is queued in one write. A queue holds 1 MiB and a
 // write takes 10 s at most; a peer that is slower loses that connection.
 // No lock is held across a read, a write, a callback or a log call.
 //
@@ -146,7 +148,7 @@
 //	agent.go                  the agent's runtime
 //	instance_core.go          an instance's Step
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
-//	link.go                   one connection's reader and writer
+//	link*.go                  one connection's reader and writer
 //	transport*.go             TCP and the network in memory
 //	launcher*.go              processes and functions; trees of processes on each system
 //	event.go                  what a Manager records; event_codec.go: its form in stores

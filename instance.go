@@ -266,7 +266,7 @@ func (i *Instance) serveAgent(l *link) {
 	const short = 5 * time.Second // a connection that ends sooner is not worth hurrying for
 	for wait := reconnectFrom; l != nil; {
 		bad, began := 0, time.Now()
-		err := l.read(func(m Message) {
+		err := l.read(new(flushList), func(m Message) {
 			i.step(InstanceInput{Kind: InstanceInputMessage, Msg: m})
 		}, func(p *ProtocolError) {
 			if bad++; bad <= badLinesLogged {
@@ -301,13 +301,15 @@ func (i *Instance) serveAgent(l *link) {
 func (i *Instance) step(in InstanceInput) {
 	i.mu.Lock()
 	out := i.core.Step(in)
+	var queued flushList
 	var warnings []string
 	for k := range out {
 		o := &out[k]
 		switch o.Kind {
 		case InstanceOutputSend:
 			if i.link != nil {
-				err := i.link.send(o.Msg)
+				queued.add(i.link)
+				err := i.link.put(o.Msg)
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
 					i.core.Unsent(o.Msg)
 				} else if err != nil {
@@ -331,6 +333,7 @@ func (i *Instance) step(in InstanceInput) {
 		}
 	}
 	i.mu.Unlock()
+	queued.flush()
 	for _, w := range warnings {
 		i.log.Warn(w)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -27,31 +28,53 @@ const (
 
 var errQueueFull = errors.New("ssmmp: peer reads too slowly")
 
-// A link carries messages over one connection: one goroutine reads, another
-// writes, and whatever is queued goes out in one write.
+// A link carries messages over one connection. One goroutine reads. What is
+// queued is written by whoever queued it, if the connection takes it at once;
+// all else is left to the link's own writer, which writes whatever is queued in
+// one write.
 type link struct {
 	id   ConnID
 	conn net.Conn
+	try  tryWriter // nil where only the writer can write
 
 	mu      sync.Mutex
-	wake    sync.Cond
-	queue   []byte // encoded messages
-	writing []byte // the writer's; swapped with queue
-	closing bool   // write what is queued, then close
-	linger  bool   // closing, while the peer still sends
-	failed  error  // the connection is of no use any more
+	wake    sync.Cond // of the writer
+	queue   []byte    // encoded messages
+	writing []byte    // of whoever has busy; swapped with queue
+	rest    []byte    // of writing: what the connection did not take at once
+	busy    bool      // somebody writes: nobody else may
+	wanted  bool      // the writer has to
+	closing bool      // write what is queued, then close
+	linger  bool      // closing, while the peer still sends
+	failed  error     // the connection is of no use any more
 	done    chan struct{}
 }
 
+// A tryWriter writes without ever waiting: what it could not write at once, it
+// does not write.
+type tryWriter interface {
+	tryWrite(p []byte) (n int, err error)
+}
+
 func newLink(id ConnID, conn net.Conn) *link {
-	l := &link{id: id, conn: conn, done: make(chan struct{})}
+	l := &link{id: id, conn: conn, try: tryWriterOf(conn), done: make(chan struct{})}
 	l.wake.L = &l.mu
 	go l.write()
 	return l
 }
 
-// send queues a message: it never blocks. A full queue ends the connection.
+// send queues a message and has it written. It never waits for the peer.
 func (l *link) send(m Message) error {
+	err := l.put(m)
+	if err == nil {
+		l.flush()
+	}
+	return err
+}
+
+// put queues a message, which goes out with the next flush: it is for a caller
+// that holds a lock. A full queue ends the connection.
+func (l *link) put(m Message) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing || l.failed != nil {
@@ -66,8 +89,53 @@ func (l *link) send(m Message) error {
 		return errQueueFull
 	}
 	l.queue = queue
-	l.wake.Signal()
 	return nil
+}
+
+// flush has what is queued written, and never waits for the peer. An idle link
+// writes it here and now, which saves a goroutine's wake-up; what others queue
+// meanwhile, and what the connection does not take, the writer writes.
+func (l *link) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 || l.busy || l.wanted || l.closing || l.failed != nil {
+		return // nothing to do, or somebody does it
+	}
+	if l.try != nil {
+		l.busy = true
+		l.queue, l.writing = l.writing[:0], l.queue
+		l.mu.Unlock()
+		n, err := l.try.tryWrite(l.writing)
+		l.mu.Lock()
+		l.busy = false
+		l.rest = l.writing[n:]
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // the deadline of an earlier write
+			l.fail(err)
+		}
+		l.shrink()
+	}
+	if len(l.queue)+len(l.rest) > 0 || l.closing {
+		l.wanted = true
+		l.wake.Signal()
+	}
+}
+
+// A flushList holds the links with messages that were queued under a lock, to
+// be flushed after it.
+type flushList []*link
+
+func (f *flushList) add(l *link) {
+	if n := len(*f); n == 0 || (*f)[n-1] != l {
+		*f = append(*f, l)
+	}
+}
+
+func (f *flushList) flush() {
+	for _, l := range *f {
+		l.flush()
+	}
+	clear(*f)
+	*f = (*f)[:0]
 }
 
 // introductionTime is how long a new connection may take to say who it is.
@@ -159,40 +227,55 @@ func (l *link) fail(err error) {
 	}
 }
 
+// write is the writer.
 func (l *link) write() {
 	defer close(l.done)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		for len(l.queue) == 0 && !l.closing && l.failed == nil {
+		for l.failed == nil && (l.busy || !l.wanted && !l.closing) {
 			l.wake.Wait()
 		}
 		if l.failed != nil {
 			return
 		}
-		if len(l.queue) == 0 {
-			if l.linger {
-				l.mu.Unlock()
-				l.drain()
-				l.mu.Lock()
+		if len(l.rest) == 0 {
+			if len(l.queue) == 0 && !l.closing {
+				l.wanted = false
+				continue
 			}
-			l.fail(net.ErrClosed)
-			return
+			if len(l.queue) == 0 {
+				if l.linger {
+					l.mu.Unlock()
+					l.drain()
+					l.mu.Lock()
+				}
+				l.fail(net.ErrClosed)
+				return
+			}
+			l.queue, l.writing = l.writing[:0], l.queue
+			l.rest = l.writing
 		}
-		l.queue, l.writing = l.writing[:0], l.queue
+		l.busy = true
 		l.mu.Unlock()
 		err := l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if err == nil {
-			_, err = l.conn.Write(l.writing)
+			_, err = l.conn.Write(l.rest)
 		}
 		l.mu.Lock()
+		l.busy, l.rest = false, nil
 		if err != nil {
 			l.fail(err)
 			return
 		}
-		if cap(l.writing) > maxQueue/4 {
-			l.writing = nil // a burst is over
-		}
+		l.shrink()
+	}
+}
+
+// shrink frees a large buffer once a burst is over.
+func (l *link) shrink() {
+	if cap(l.writing) > maxQueue/4 && len(l.rest) == 0 {
+		l.writing = nil
 	}
 }
 
@@ -208,10 +291,14 @@ func (l *link) drain() {
 
 // read calls handle with each message, and bad with each line that is none,
 // until the connection ends. The message is borrowed: valid until handle
-// returns.
-func (l *link) read(handle func(Message), bad func(*ProtocolError)) error {
+// returns. What these queue elsewhere and add to out is flushed before read
+// waits for more.
+func (l *link) read(out *flushList, handle func(Message), bad func(*ProtocolError)) error {
 	d := NewDecoder(l.conn)
 	for {
+		if !d.ready() {
+			out.flush()
+		}
 		m, err := d.Decode()
 		var p *ProtocolError
 		switch {
@@ -220,6 +307,7 @@ func (l *link) read(handle func(Message), bad func(*ProtocolError)) error {
 		case errors.As(err, &p) && !errors.Is(err, ErrLineTooLong):
 			bad(p)
 		default:
+			out.flush()
 			l.mu.Lock()
 			if l.linger = p != nil; l.linger {
 				l.mu.Unlock()

@@ -87,7 +87,7 @@ func TestLinkSlowPeer(t *testing.T) {
 			t.Errorf("send after that: %v; want net.ErrClosed", err)
 		}
 		l.wait()
-		if err := l.read(func(Message) {}, func(*ProtocolError) {}); !errors.Is(err, net.ErrClosed) {
+		if err := l.read(new(flushList), func(Message) {}, func(*ProtocolError) {}); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("read after that: %v; want net.ErrClosed", err)
 		}
 
@@ -118,7 +118,7 @@ func TestLinkWriteDeadline(t *testing.T) {
 				}
 				then(l)
 				failed := make(chan error, 1)
-				go func() { failed <- l.read(func(Message) {}, func(*ProtocolError) {}) }()
+				go func() { failed <- l.read(new(flushList), func(Message) {}, func(*ProtocolError) {}) }()
 				l.wait()
 				if took := time.Since(start); took != writeTimeout {
 					t.Errorf("ended after %s; want %s", took, writeTimeout)
@@ -193,7 +193,7 @@ func TestLinkRead(t *testing.T) {
 				}()
 				var ids []int64
 				bad := 0
-				err := l.read(func(m Message) { ids = append(ids, m.Head().MessageID) }, func(*ProtocolError) { bad++ })
+				err := l.read(new(flushList), func(m Message) { ids = append(ids, m.Head().MessageID) }, func(*ProtocolError) { bad++ })
 				if !errors.Is(err, tt.want) {
 					t.Errorf("read: %v; want %v", err, tt.want)
 				}
@@ -219,42 +219,135 @@ func TestLinkRead(t *testing.T) {
 func TestLinkManySenders(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		l, far := linkPair()
-		const senders, each = 8, 500
-		var wg sync.WaitGroup
-		for s := range int64(senders) {
-			wg.Go(func() {
-				for n := range int64(each) {
-					m := healthOf(1 + n)
-					m.ServiceInstanceID = InstanceID(1 + s)
-					if err := l.send(m); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-			})
-		}
-		go func() { wg.Wait(); l.close() }()
-		d := NewDecoder(far)
-		var next [senders]int64
-		for {
-			m, err := d.Decode()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			h := m.(*InstanceHealthResponse)
-			if next[h.ServiceInstanceID-1]++; h.MessageID != next[h.ServiceInstanceID-1] {
-				t.Fatalf("sender %d: message %d; want %d", h.ServiceInstanceID, h.MessageID, next[h.ServiceInstanceID-1])
-			}
-		}
-		for s, n := range next {
-			if n != each {
-				t.Errorf("sender %d: %d messages arrived of %d", s+1, n, each)
-			}
-		}
-		l.wait()
+		manySenders(t, l, far)
 		synctest.Wait()
+	})
+}
+
+// The same over TCP, where the system may take a part of a write.
+func TestLinkManySendersTCP(t *testing.T) {
+	t.Parallel()
+	l, far := linkPairTCP(t)
+	manySenders(t, l, far)
+}
+
+func manySenders(t *testing.T, l *link, far net.Conn) {
+	const senders, each = 8, 500
+	var wg sync.WaitGroup
+	for s := range int64(senders) {
+		wg.Go(func() {
+			for n := range int64(each) {
+				m := healthOf(1 + n)
+				m.ServiceInstanceID = InstanceID(1 + s)
+				err := l.put(m)
+				if n%3 == 0 {
+					l.flush()
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			l.flush()
+		})
+	}
+	go func() { wg.Wait(); l.close() }()
+	d := NewDecoder(far)
+	var next [senders]int64
+	for {
+		m, err := d.Decode()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := m.(*InstanceHealthResponse)
+		if next[h.ServiceInstanceID-1]++; h.MessageID != next[h.ServiceInstanceID-1] {
+			t.Fatalf("sender %d: message %d; want %d", h.ServiceInstanceID, h.MessageID, next[h.ServiceInstanceID-1])
+		}
+	}
+	for s, n := range next {
+		if n != each {
+			t.Errorf("sender %d: %d messages arrived of %d", s+1, n, each)
+		}
+	}
+	l.wait()
+}
+
+// linkPairTCP is linkPair over TCP.
+func linkPairTCP(t *testing.T) (*link, net.Conn) {
+	ln, err := TCP{}.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	near, err := TCP{}.Dial(t.Context(), ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return newLink(1, near), far
+}
+
+// A peer over TCP that does not read makes nobody wait who sends to it, and
+// loses the connection when the queue is full; what it reads is whole.
+func TestLinkSlowPeerTCP(t *testing.T) {
+	t.Parallel()
+	l, far := linkPairTCP(t)
+	var err error
+	for id := int64(1); err == nil; id++ {
+		err = l.send(healthOf(id))
+	}
+	if !errors.Is(err, errQueueFull) {
+		t.Errorf("send to a peer that does not read: %v; want errQueueFull", err)
+	}
+	l.wait()
+	d := NewDecoder(far)
+	for want := int64(1); ; want++ {
+		m, err := d.Decode()
+		if err != nil {
+			break
+		}
+		if got := m.Head().MessageID; got != want {
+			t.Fatalf("message %d came in the place of %d", got, want)
+		}
+	}
+}
+
+// An idle link writes what was put into it in flush itself: nothing has to wake
+// the writer, and nothing is allocated.
+func TestLinkFlush(t *testing.T) {
+	l, far := linkPairTCP(t)
+	go io.Copy(io.Discard, far)
+	m := healthOf(7)
+	for range 100 {
+		l.send(m)
+	}
+	if n := testing.AllocsPerRun(1000, func() {
+		if err := l.send(m); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for a message, want none", n)
+	}
+	bubble(t, func(t *testing.T) {
+		l, far := linkPair()
+		l.put(m)
+		synctest.Wait() // the writer sleeps on
+		if n := far.(*memConn).in.size; n != 0 {
+			t.Errorf("%d bytes were written before flush", n)
+		}
+		l.flush()
+		line, _ := AppendMessage(nil, m)
+		if n := far.(*memConn).in.size; n != len(line) {
+			t.Errorf("flush wrote %d bytes, want %d", n, len(line))
+		}
+		l.close()
+		l.wait()
 	})
 }

@@ -287,8 +287,9 @@ func (m *Manager) agentConn(conn net.Conn) {
 	log.Debug("connection opened")
 	bad := 0
 	known := introduced(conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
-	err := l.read(func(msg Message) {
-		m.step(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg})
+	var out flushList
+	err := l.read(&out, func(msg Message) {
+		m.stepOnly(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg}, &out)
 		known()
 	}, func(p *ProtocolError) {
 		if bad++; bad <= badLinesLogged {
@@ -311,12 +312,19 @@ func (m *Manager) agentConn(conn net.Conn) {
 
 // step has the core take one input and carries out what it decides.
 func (m *Manager) step(in ManagerInput) {
+	var out flushList
+	m.stepOnly(in, &out)
+	out.flush()
+}
+
+// stepOnly is step, but for flushing what it queues.
+func (m *Manager) stepOnly(in ManagerInput, queued *flushList) {
 	m.mu.Lock()
 	in.Now = time.Since(m.started)
 	out, events := m.core.Step(in)
 	logged := m.history.append(events, m.log)
 	for i := range out {
-		m.perform(&out[i])
+		m.perform(&out[i], queued)
 	}
 	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == ManagerInputTime) {
 		m.wakeAt = at
@@ -328,11 +336,12 @@ func (m *Manager) step(in ManagerInput) {
 	}
 }
 
-func (m *Manager) perform(o *ManagerOutput) {
+func (m *Manager) perform(o *ManagerOutput, queued *flushList) {
 	switch o.Kind {
 	case ManagerOutputSend:
 		if l := m.links[o.Conn]; l != nil {
-			if err := l.send(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+			queued.add(l)
+			if err := l.put(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
 				m.core.dropped++
 			}
 		}

@@ -102,6 +102,15 @@ func (c *memConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// tryWrite writes what there is room for, and does not wait.
+func (c *memConn) tryWrite(p []byte) (int, error) {
+	n, err := c.out.tryWrite(p)
+	if err != nil {
+		err = c.opError("write", err)
+	}
+	return n, err
+}
+
 // CloseWrite ends the stream to the peer, which reads what was sent and then
 // io.EOF. Reading goes on.
 func (c *memConn) CloseWrite() error {
@@ -209,21 +218,9 @@ func (s *memStream) write(p []byte) (n int, err error) {
 	defer s.mu.Unlock()
 	mine := false // writing is this call's
 	for {
-		switch {
-		case s.writerClosed:
-			err = net.ErrClosed
-		case s.writeDeadline.passed():
-			err = os.ErrDeadlineExceeded
-		case s.broken:
-			err = os.NewSyscallError("write", syscall.ECONNRESET)
-		case s.ended, s.readerClosed:
-			err = os.NewSyscallError("write", syscall.EPIPE)
-		case mine || !s.writing:
+		if err = s.writable(); err == nil && (mine || !s.writing) {
 			mine, s.writing = true, true
-			if k := s.put(p[n:]); k > 0 {
-				n += k
-				s.changed.Broadcast()
-			}
+			n += s.put(p[n:])
 		}
 		if err != nil || mine && n == len(p) {
 			if mine {
@@ -234,6 +231,30 @@ func (s *memStream) write(p []byte) (n int, err error) {
 		}
 		s.wait(&s.writeDeadline)
 	}
+}
+
+func (s *memStream) tryWrite(p []byte) (n int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err = s.writable(); err == nil && !s.writing {
+		n = s.put(p)
+	}
+	return n, err
+}
+
+// writable returns why nothing can be written, if so.
+func (s *memStream) writable() error {
+	switch {
+	case s.writerClosed:
+		return net.ErrClosed
+	case s.writeDeadline.passed():
+		return os.ErrDeadlineExceeded
+	case s.broken:
+		return os.NewSyscallError("write", syscall.ECONNRESET)
+	case s.ended, s.readerClosed:
+		return os.NewSyscallError("write", syscall.EPIPE)
+	}
+	return nil
 }
 
 // wait returns after anything in s changed or d passed.
@@ -257,7 +278,7 @@ func (s *memStream) take(p []byte) int {
 }
 
 // put moves as many bytes of p into the ring as there is room for, after
-// making the ring larger if that helps.
+// making the ring larger if that helps, and wakes who waits for them.
 func (s *memStream) put(p []byte) int {
 	if s.size+len(p) > len(s.ring) && len(s.ring) < memMaxBuffer {
 		length := max(len(s.ring), memMinBuffer)
@@ -274,6 +295,9 @@ func (s *memStream) put(p []byte) int {
 	k := copy(s.ring[end:], p[:n])
 	copy(s.ring, p[k:n])
 	s.size += n
+	if n > 0 {
+		s.changed.Broadcast()
+	}
 	return n
 }
 
