@@ -254,7 +254,7 @@ func (p *execProcess) Kill() error {
 func (p *execProcess) Signal(name string) error {
 	s, ok := signalNamed(name)
 	if !ok {
-		return fmt.Errorf("there is no signal %q here", name)
+		return noSignal(name)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -266,6 +266,8 @@ func (p *execProcess) Signal(name string) error {
 	}
 	return nil
 }
+
+func noSignal(name string) error { return fmt.Errorf("there is no signal %q here", name) }
 
 func (p *execProcess) Owns(c net.Conn) (owns, known bool) {
 	owns, known = p.tree.owns(c)
