@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -167,7 +168,8 @@ func refusal(p *ProtocolError, from, to Actor, service string, id InstanceID) Me
 	if p.MessageID <= 0 || !travels(p.Type, from, to) {
 		return nil
 	}
-	h := Header{MessageID: p.MessageID, Extensions: reason(p.Error())}
+	reason := strings.ReplaceAll(p.Error(), " ~ ", " ")
+	h := Header{MessageID: p.MessageID, Extensions: []Extension{{extReason, reason}}}
 	switch p.Type {
 	case TypeInitiationRequest.String():
 		return &InitiationResponse{Header: h, Status: p.Status}

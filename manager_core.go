@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -110,7 +111,6 @@ type ManagerCore struct {
 
 	lastMessage int64
 	exchanges   map[int64]*exchange
-	reason      string // that the response gives which is being handled
 
 	timers   timerHeap
 	timerSeq uint64
@@ -223,11 +223,7 @@ func (c *ManagerCore) response(a *agent, m Message, status Status) {
 		return
 	}
 	delete(c.exchanges, x.id)
-	if why := m.Head().Extension(extReason); why != "" {
-		c.reason = clip(why)
-	}
 	x.done(status)
-	c.reason = ""
 }
 
 // message handles what an agent sent.
@@ -353,6 +349,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
 	a = c.byAddr[addr]
+	another := a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
 	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
 	a.healthAsked, a.healthMissed, a.heard = 0, 0, 0
 	for _, i := range a.instances {
@@ -364,34 +361,68 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	for _, i := range a.instances {
 		i.healthAsked = 0 // the answer may have been lost with the connection
 	}
-	for _, x := range c.exchangesOf(a) {
-		c.send(a, x.msg)
-	}
+	// What is asked for anew below is sent at once; what was asked before and is
+	// still wanted then, again.
+	pending := c.exchangesOf(a)
 	if m.Extension(extInstances) != "" || identity != "" {
-		c.settle(a, running)
+		c.settle(a, running, another)
+	}
+	for _, x := range pending {
+		if c.exchanges[x.id] == x {
+			c.send(a, x.msg)
+		}
 	}
 	c.watch(a, conn)
 	c.restore()
 }
 
 // settle compares what an agent says it runs with what should run there: the
-// agent is right about the former, the Manager about the latter.
-func (c *ManagerCore) settle(a *agent, running []InstanceID) {
+// agent is right about the former, the Manager about the latter. another says
+// that it is not the process that was asked before.
+func (c *ManagerCore) settle(a *agent, running []InstanceID, another bool) {
 	runs := map[InstanceID]bool{}
 	for _, id := range running {
 		runs[id] = true
-		if i := c.instances[id]; i == nil || i.a != a {
-			c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownName, ServiceInstanceID: id},
-				TypeHardShutdownResponse, c.cfg.RequestTimeout, func(Status) {})
+		if i := c.instances[id]; (i == nil || i.a != a) && !a.strangers[id] {
+			if a.strangers == nil {
+				a.strangers = map[InstanceID]bool{}
+			}
+			a.strangers[id] = true
+			c.killStranger(a, id)
 		}
 	}
+	maps.DeleteFunc(a.strangers, func(id InstanceID, _ bool) bool { return !runs[id] })
 	for _, i := range slices.Clone(a.instances) {
-		// One that is starting may not have reached the agent: its
-		// execution_request is sent again.
-		if !runs[i.id] && i.state != instanceStarting {
+		switch {
+		case runs[i.id]:
+		case i.state == instanceStarting && !another:
+			// Its execution_request may not have reached the agent: it is
+			// sent again.
+		case i.state == instanceStarting:
+			// Nobody knows whether it was executed: its id is not used again.
+			c.ended(i, StatusUnavailable, "its agent was started anew")
+		default:
 			c.ended(i, StatusGone, "not running when its agent came back")
 		}
 	}
+}
+
+// killStranger has an agent kill what it runs and should not, until it has.
+// Nothing is placed there before, since its ports may be in use.
+func (c *ManagerCore) killStranger(a *agent, id InstanceID) {
+	if !a.strangers[id] {
+		return
+	}
+	c.request(a, &HardShutdownRequest{Header: Header{SubType: ManagerToAgent}, ServiceName: unknownName, ServiceInstanceID: id},
+		TypeHardShutdownResponse, c.cfg.RequestTimeout, func(s Status) {
+			if !s.Success() && s != StatusNotFound && s != StatusGone {
+				c.after(c.cfg.RequestTimeout, func() { c.killStranger(a, id) })
+				return
+			}
+			if delete(a.strangers, id); len(a.strangers) == 0 {
+				c.restore()
+			}
+		})
 }
 
 func (c *ManagerCore) exchangesOf(a *agent) []*exchange {
@@ -429,6 +460,7 @@ func (c *ManagerCore) lose(a *agent) {
 	for _, x := range c.exchangesOf(a) {
 		delete(c.exchanges, x.id)
 	}
+	clear(a.strangers)
 	for _, i := range slices.Clone(a.instances) {
 		c.ended(i, StatusSessionBroken, "its agent is lost")
 	}

@@ -105,6 +105,7 @@ type agent struct {
 
 	instances []*instance // not ended, in the order of their ids
 	ports     portTable
+	strangers map[InstanceID]bool // run there and should not; being killed
 
 	awaySince    time.Duration
 	healthAsked  int64 // message id of the request under way, 0 when answered

@@ -158,7 +158,7 @@ func TestMeshLaunchFails(t *testing.T) {
 			t.Errorf("%d starts, want 3", n)
 		}
 		for _, ev := range s.events(EventInstanceEnded, nil) {
-			if ev.Status != StatusUnavailable || ev.Cause != "not started: no memory" {
+			if ev.Status != StatusUnavailable || ev.Cause != "not started" {
 				t.Errorf("%v", ev)
 			}
 		}

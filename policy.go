@@ -16,7 +16,7 @@ func (c *ManagerCore) place(v *vertex) (*agent, Status) {
 		if !a.up() || !a.has(v.service) {
 			continue
 		}
-		if !c.portsFor(v, a) {
+		if len(a.strangers) > 0 || !c.portsFor(v, a) {
 			status = StatusUnavailable
 			continue
 		}

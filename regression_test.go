@@ -146,7 +146,7 @@ func TestAgentKillsOnce(t *testing.T) {
 	if n := len(a.c.timers); n > 1 {
 		t.Errorf("%d timers", n)
 	}
-	if n := len(a.c.instances[7].hardIDs); n > maxShutdownIDs {
+	if n := len(a.c.instances[7].hardIDs); n > maxHardIDs {
 		t.Errorf("%d requests wait for an answer", n)
 	}
 }
@@ -291,5 +291,77 @@ func TestManagerKillFails(t *testing.T) {
 	}
 	if again := asked(pass(6 * time.Second)); len(again) != 1 {
 		t.Errorf("asked %d times later, want once", len(again))
+	}
+}
+
+// An agent that comes back as another process is not sent what the one before
+// was to execute: nobody knows whether it did. Neither is one sent what has
+// been given up since.
+func TestManagerExecutesOnce(t *testing.T) {
+	t.Parallel()
+	executed := func(out []ManagerOutput) (ids []InstanceID) {
+		for _, o := range out {
+			if m, ok := o.Msg.(*ExecutionRequest); ok {
+				ids = append(ids, m.ServiceInstanceID)
+			}
+		}
+		return ids
+	}
+	start := func() (c *ManagerCore, say func(ConnID, string) []ManagerOutput, pass func(time.Duration) []ManagerOutput) {
+		c, say, pass = sessionCore(t)
+		say(1, "type: session_request ~ message_id: 2 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P2 ~ dest_service_name: B ~ dest_socket_name: S2")
+		return c, say, pass
+	}
+	node := netip.MustParseAddr("10.0.0.1")
+
+	c, say, _ := start()
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	if ids := executed(say(2, registerLine(1, node, "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))); len(ids) != 1 || ids[0] != 3 {
+		t.Errorf("the same process is to execute %v, want 3 again", ids)
+	}
+
+	c, say, _ = start()
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	if ids := executed(say(2, registerLine(1, node, "A, B, C", " ~ x_agent: two"))); len(ids) != 1 || ids[0] != 4 {
+		t.Errorf("another process is to execute %v, want only 4, a gateway with a new id", ids)
+	}
+
+	c, say, pass := start()
+	pass(35 * time.Second) // not ready in time: to be killed
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	if ids := executed(say(2, registerLine(1, node, "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))); len(ids) != 0 {
+		t.Errorf("%v is to be executed after it was given up", ids)
+	}
+}
+
+// Nothing is executed where something runs that should not, before that is
+// gone: it may hold the ports.
+func TestManagerStrangers(t *testing.T) {
+	t.Parallel()
+	c, say, pass := sessionCore(t)
+	node := netip.MustParseAddr("10.0.0.1")
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	pass(11 * time.Minute) // it is lost
+	var kills []int64
+	look := func(out []ManagerOutput) {
+		for _, o := range out {
+			switch m := o.Msg.(type) {
+			case *HardShutdownRequest:
+				kills = append(kills, m.MessageID)
+			case *ExecutionRequest:
+				t.Errorf("%d is to be executed", m.ServiceInstanceID)
+			}
+		}
+	}
+	look(say(2, registerLine(1, node, "A, B, C", " ~ x_agent: one ~ x_instances: 1")))
+	for range 4 {
+		look(pass(6 * time.Second))
+	}
+	if len(kills) < 2 {
+		t.Fatalf("asked %d times to kill it, want again and again", len(kills))
+	}
+	out := say(2, fmt.Sprintf("type: hard_shutdown_response ~ message_id: %d ~ sub_type: agent_to_Manager ~ service_instance_id: 1 ~ status: 200", kills[len(kills)-1]))
+	if len(c.instances) != 1 || len(out) == 0 {
+		t.Errorf("%d instances, want the gateway again", len(c.instances))
 	}
 }

@@ -1,0 +1,178 @@
+package ssmmptest
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/ssmmp/ssmmp"
+)
+
+// Peers that break the rules: they have connections, and say what is not theirs
+// to say.
+
+// A simStranger is a process that nobody executed.
+type simStranger struct {
+	simActor
+	s    *simRun
+	gets func(e *simEnd, m ssmmp.Message)
+}
+
+func (s *simRun) stranger(name string, host *simHost) *simStranger {
+	x := &simStranger{s: s}
+	x.simActor = simActor{name: name, host: host, owner: x, born: s.now}
+	return x
+}
+
+func (x *simStranger) line(e *simEnd, line []byte) {
+	if m, err := x.s.decode(line); err == nil && x.gets != nil {
+		x.gets(e, m)
+	}
+}
+
+func (x *simStranger) lost(*simEnd) {}
+
+// falseAgent claims the address of a node.
+func (s *simRun) falseAgent(n *simNode, f *simFaultRun) {
+	m := s.manager
+	if m.dead || m.refuses || n.manager == nil || s.blocked(n.host, m.host) || s.check.away(n.host.addr) {
+		return
+	}
+	x := s.stranger("false agent", n.host)
+	c := s.connect(simToManager, &x.simActor, &m.simActor)
+	m.accept(&c.ends[1])
+	r := &ssmmp.InitiationRequest{Header: ssmmp.Header{MessageID: 1}, AgentNetworkAddress: n.host.addr, ServiceRepository: []string{"A"}}
+	if f.rand.oneIn(2) {
+		r.Extensions = []ssmmp.Extension{{Name: "x_agent", Value: "somebody"}}
+	}
+	s.hit(f.Kind)
+	s.send(&c.ends[0], r)
+	s.after(nil, 5*time.Second, func() { s.hangUp(&c.ends[0]) })
+}
+
+// falseInstance claims to be an instance of a node that has a connection.
+func (s *simRun) falseInstance(n *simNode, f *simFaultRun) {
+	if n.dead {
+		return
+	}
+	for _, p := range n.procs {
+		if !p.joined || f.rand.oneIn(2) {
+			continue
+		}
+		x := s.stranger("false instance", n.host)
+		c := s.connect(simToAgent, &x.simActor, &n.simActor)
+		n.open(&c.ends[1])
+		h := ssmmp.Header{MessageID: 1, SubType: ssmmp.ServiceInstanceToAgent}
+		switch f.rand.n(3) {
+		case 0:
+			h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "guessed"}}
+		case 1:
+			if p.agent == nil && !s.sim.Config.KernelProof {
+				// Nothing there can tell it from the instance.
+				h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "x"}}
+			}
+		default:
+			h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: p.launch.Secret + "x"}}
+		}
+		x.gets = func(e *simEnd, m ssmmp.Message) {
+			if r, ok := m.(*ssmmp.SessionResponse); ok && r.Status.Success() {
+				s.fail("an instance is who its agent executed", "another process got a session as %s", p.name)
+			}
+		}
+		s.hit(f.Kind)
+		s.send(&c.ends[0], &ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: p.id, Status: ssmmp.StatusOK})
+		for i, t := range p.launch.Plugs {
+			s.send(&c.ends[0], &ssmmp.SessionRequest{Header: ssmmp.Header{MessageID: int64(1000 + i), SubType: ssmmp.ServiceToAgent},
+				SourceServiceName: p.launch.Service, SourceServiceInstanceID: p.id, SourceServiceInstanceNetworkAddress: n.host.addr,
+				SourcePlugName: t.Plug, DestServiceName: t.Service, DestSocketName: t.Socket})
+		}
+		s.send(&c.ends[0], &ssmmp.TerminationInfo{Header: ssmmp.Header{MessageID: 2, SubType: ssmmp.ServiceInstanceToAgent},
+			ServiceName: p.launch.Service, ServiceInstanceID: p.id, ServiceInstanceNetworkAddress: n.host.addr})
+		s.after(nil, 5*time.Second, func() { s.hangUp(&c.ends[0]) })
+	}
+}
+
+// offGraph has instances ask for sessions that no edge allows.
+func (s *simRun) offGraph(n *simNode, f *simFaultRun) {
+	for _, p := range n.procs {
+		if p.agent == nil || p.frozen {
+			continue
+		}
+		s.hit(f.Kind)
+		h := ssmmp.Header{MessageID: 1<<40 + int64(f.rand.n(1000)), SubType: ssmmp.ServiceToAgent}
+		s.send(p.agent, &ssmmp.SessionRequest{Header: h, SourceServiceName: p.launch.Service, SourceServiceInstanceID: p.id,
+			SourceServiceInstanceNetworkAddress: p.host.addr, SourcePlugName: "P", DestServiceName: p.launch.Service, DestSocketName: "S"})
+		h.MessageID += 1000
+		other := s.rand.n(len(s.check.everyID) + 1)
+		if other < len(s.check.everyID) && s.check.everyID[other] != p.id {
+			s.send(p.agent, &ssmmp.TerminationInfo{Header: ssmmp.Header{MessageID: h.MessageID, SubType: ssmmp.ServiceInstanceToAgent},
+				ServiceName: p.launch.Service, ServiceInstanceID: s.check.everyID[other], ServiceInstanceNetworkAddress: p.host.addr})
+		}
+	}
+}
+
+// foreignReports has an agent speak about what runs elsewhere.
+func (s *simRun) foreignReports(n *simNode, f *simFaultRun) {
+	if n.manager == nil || n.dead {
+		return
+	}
+	for _, o := range s.nodes {
+		if o == n {
+			continue
+		}
+		for _, p := range o.procs {
+			if f.rand.oneIn(3) {
+				s.hit(f.Kind)
+				s.send(n.manager, &ssmmp.TerminationInfo{Header: ssmmp.Header{MessageID: 1 << 61, SubType: ssmmp.AgentToManager},
+					ServiceName: p.launch.Service, ServiceInstanceID: p.id, ServiceInstanceNetworkAddress: n.host.addr})
+			}
+			for _, e := range p.sessions {
+				if e.source && f.rand.oneIn(3) {
+					s.hit(f.Kind)
+					far := e.far()
+					t := p.launch.Plugs[0]
+					s.send(n.manager, &ssmmp.SourceSessionCloseInfo{Header: ssmmp.Header{MessageID: 1 << 61, SubType: ssmmp.AgentToManager},
+						SourceServiceName: p.launch.Service, SourceServiceInstanceID: p.id, SourceServiceInstanceNetworkAddress: o.host.addr,
+						SourcePlugName: t.Plug, SourcePlugPort: e.port, DestServiceName: far.p.launch.Service, DestServiceInstanceID: far.p.id,
+						DestServiceInstanceNetworkAddress: far.p.host.addr, DestSocketName: t.Socket, DestSocketPort: far.port, DestSocketNewPort: far.port,
+						Status: ssmmp.StatusSessionClosed})
+				}
+			}
+		}
+	}
+}
+
+// unaskedResponses has an agent answer what the Manager asked of others.
+func (s *simRun) unaskedResponses(n *simNode, f *simFaultRun) {
+	if n.manager == nil || n.dead {
+		return
+	}
+	for _, id := range simSorted(s.check.asked) {
+		a := s.check.asked[id]
+		if a.node == n.host.addr || f.rand.oneIn(2) {
+			continue
+		}
+		h := ssmmp.Header{MessageID: id, SubType: ssmmp.AgentToManager}
+		var m ssmmp.Message
+		switch a.want {
+		case ssmmp.TypeExecutionResponse:
+			m = &ssmmp.ExecutionResponse{Header: ssmmp.Header{MessageID: id}, Status: ssmmp.StatusOK}
+		case ssmmp.TypeSourceSessionCloseResponse:
+			m = &ssmmp.SourceSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
+		case ssmmp.TypeDestSessionCloseResponse:
+			m = &ssmmp.DestSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
+		case ssmmp.TypeGracefulShutdownResponse:
+			m = &ssmmp.GracefulShutdownResponse{Header: h, Status: ssmmp.StatusOK}
+		case ssmmp.TypeHardShutdownResponse:
+			m = &ssmmp.HardShutdownResponse{Header: h, ServiceInstanceID: a.instance, Status: ssmmp.StatusOK}
+		case ssmmp.TypeInstanceHealthResponse:
+			m = &ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: a.instance, Status: ssmmp.StatusOK}
+		case ssmmp.TypeAgentHealthResponse:
+			m = &ssmmp.AgentHealthResponse{Header: h, AgentNetworkAddress: a.node, Status: ssmmp.StatusOK}
+		default:
+			s.fail("simulator", "%s", fmt.Sprint(a.want))
+			return
+		}
+		s.hit(f.Kind)
+		s.send(n.manager, m)
+	}
+}
