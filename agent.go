@@ -9,7 +9,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,14 @@ func (c *AgentConfig) Validate() error {
 		if e.Launcher == nil {
 			fault(field+".Launcher", "nil", "nothing says how to execute it")
 		}
+		for _, name := range slices.Concat(e.Sockets, e.Plugs) {
+			if !ValidName(name) {
+				fault(field, strconv.Quote(name), "not the name of a socket or plug")
+			}
+		}
+		if e.StopSignal != "" && !slices.Contains(stopSignals, e.StopSignal) {
+			fault(field+".StopSignal", strconv.Quote(e.StopSignal), "not one of "+strings.Join(stopSignals, ", "))
+		}
 	}
 	for _, d := range []struct {
 		field string
@@ -100,7 +110,11 @@ func (c *AgentConfig) Validate() error {
 
 // WithDefaults returns a copy with defaults in place of zero values.
 func (c AgentConfig) WithDefaults() AgentConfig {
-	c.Repository = append([]RepositoryEntry(nil), c.Repository...)
+	c.Repository = slices.Clone(c.Repository)
+	for i := range c.Repository {
+		e := &c.Repository[i]
+		e.Sockets, e.Plugs = slices.Clone(e.Sockets), slices.Clone(e.Plugs)
+	}
 	c.Address = c.Address.Unmap()
 	c.Listen = cmp.Or(c.Listen, defaultAgent(c.Address))
 	if c.Transport == nil {
@@ -432,6 +446,10 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 			if id, p := o.Instance, a.processes[o.Instance]; p != nil {
 				a.wg.Go(func() { a.kill(id, p) })
 			}
+		case AgentOutputSignal:
+			if p := a.processes[o.Instance]; p != nil {
+				a.wg.Go(func() { a.signal(o.Instance, p, o.Text) })
+			}
 		case AgentOutputEmpty:
 			close(a.empty)
 		case AgentOutputWarn, AgentOutputRefused:
@@ -521,9 +539,25 @@ func (a *Agent) kill(id InstanceID, p *agentProcess) {
 	}
 }
 
-// probe waits until all ports of an instance listen: so is one found ready
-// that does not speak SSMMP. It gives up when the instance is ready by its own
-// word, or gone.
+// signal asks an instance that does not speak SSMMP to end.
+func (a *Agent) signal(id InstanceID, p *agentProcess, name string) {
+	<-p.launched
+	if p.process == nil {
+		return
+	}
+	err := errors.ErrUnsupported
+	if s, ok := p.process.(Signaler); ok {
+		err = s.Signal(name)
+	}
+	if err != nil {
+		a.log.Error("cannot signal, so it is killed", "instance", id, "signal", name, "error", err)
+		a.kill(id, p)
+	}
+}
+
+// probe waits until all ports of an instance listen: so is one found ready,
+// and later well, that does not speak SSMMP. It gives up when the instance
+// speaks, or is gone.
 func (a *Agent) probe(id InstanceID, sockets []SocketPort) {
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		select {
@@ -533,7 +567,7 @@ func (a *Agent) probe(id InstanceID, sockets []SocketPort) {
 		}
 		a.mu.Lock()
 		i := a.core.instances[id]
-		waiting := i != nil && !i.ready && !i.startLate
+		waiting := i != nil && i.probed && !i.killed
 		a.mu.Unlock()
 		if !waiting {
 			return

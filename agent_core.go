@@ -60,6 +60,7 @@ const (
 	AgentOutputAbort                          // Conn, at once: its peer misbehaves
 	AgentOutputLaunch                         // Launch with Entry
 	AgentOutputProbe                          // tell when the ports of Instance listen
+	AgentOutputSignal                         // the signal named Text to Instance
 	AgentOutputKill                           // Instance with all its children
 	AgentOutputWarn                           // Text is for the log: a peer broke the protocol
 	AgentOutputRefused                        // the Manager refused the registration with Status
@@ -84,9 +85,9 @@ const (
 	ownIDs = 1 << 62
 	// maxMarks bounds the health answers that are not known to be heard.
 	maxMarks = 16
-	// maxHardIDs bounds the hard_shutdown_requests for one instance that wait
-	// for its end.
-	maxHardIDs = 16
+	// maxShutdownIDs bounds the shutdown requests of each kind for one
+	// instance that wait for its end.
+	maxShutdownIDs = 16
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
 	// endedKept is how many ended instances are remembered.
@@ -149,8 +150,12 @@ type agentInstance struct {
 	execID    int64 // message id of the execution_request to answer; 0 when answered
 	ready     bool
 	hardIDs   []int64 // message ids of the hard_shutdown_requests to answer
+	stopIDs   []int64 // and of the graceful ones, if it does not speak SSMMP
 	announced bool    // it said itself that it terminates
+	signalled bool    // it was told by its StopSignal to end
 	killed    bool
+	probed    bool  // whether its ports listen is being found out
+	healthID  int64 // message id of the health request to answer then; 0 for none
 
 	conn      ConnID
 	wasBound  bool          // it spoke at least once
@@ -198,9 +203,7 @@ func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 	case AgentInputStarted:
 		c.started(in.Instance, in.Err)
 	case AgentInputPortsListen:
-		if i := c.instances[in.Instance]; i != nil {
-			c.becomeReady(i)
-		}
+		c.portsListen(in.Instance)
 	case AgentInputExited:
 		c.exited(in.Instance, in.Exit)
 	case AgentInputStop:
@@ -415,9 +418,12 @@ func (c *AgentCore) relayRequest(id InstanceID, m Message, sub SubType, want Typ
 	case i == nil:
 		c.answerFor(id, want, messageID, StatusGone)
 	case i.conn == 0 && want == TypeInstanceHealthResponse && !i.wasBound:
-		// A program that knows nothing of SSMMP: it runs, and that is all
-		// that can be said.
-		c.answerFor(id, want, messageID, StatusOK)
+		c.programHealth(i, messageID)
+	case i.conn == 0 && want == TypeGracefulShutdownResponse && i.entry.StopSignal != "":
+		if !slices.Contains(i.stopIDs, messageID) && len(i.stopIDs) < maxShutdownIDs {
+			i.stopIDs = append(i.stopIDs, messageID)
+		}
+		c.signal(i)
 	case i.conn == 0:
 		c.answerFor(id, want, messageID, StatusUnavailable)
 	default:

@@ -46,7 +46,7 @@ type agentStep struct {
 
 var coreAgent = AgentConfig{
 	Manager: "10.0.0.100:55555", Address: coreNodes[0],
-	Repository: []RepositoryEntry{{Service: "A"}, {Service: "B", ReadyWhenStarted: true}, {Service: "C"}},
+	Repository: []RepositoryEntry{{Service: "A"}, {Service: "B", ReadyWhenStarted: true}, {Service: "C", StopSignal: "SIGTERM"}},
 }
 
 func newAgentStepper(t tester) *agentStepper {
@@ -106,7 +106,7 @@ func (s *agentStepper) output(o AgentOutput) {
 		}
 		s.launched[o.Instance] = o.Launch
 		s.running = append(s.running, o.Instance)
-	case AgentOutputKill, AgentOutputProbe:
+	case AgentOutputKill, AgentOutputProbe, AgentOutputSignal:
 		if !slices.Contains(s.running, o.Instance) {
 			s.t.Fatalf("output %d for instance %d, which does not run", o.Kind, o.Instance)
 		}

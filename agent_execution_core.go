@@ -10,6 +10,10 @@ func (c *AgentCore) execute(m *ExecutionRequest) {
 	answer := func(s Status) {
 		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID}, Status: s})
 	}
+	refuse := func(s Status, why string) {
+		c.warn(0, "not executed: "+m.ServiceName+": "+why)
+		c.send(c.manager, &ExecutionResponse{Header: Header{MessageID: m.MessageID, Extensions: reason(why)}, Status: s})
+	}
 	if i := c.instances[m.ServiceInstanceID]; i != nil {
 		switch {
 		case i.service != m.ServiceName:
@@ -36,6 +40,10 @@ func (c *AgentCore) execute(m *ExecutionRequest) {
 		answer(StatusUnavailable)
 		return
 	}
+	if why := entry.lacks(m.SocketConfiguration, m.PlugConfiguration); why != "" {
+		refuse(StatusNotFound, why)
+		return
+	}
 	own := Clone(m).(*ExecutionRequest)
 	i := &agentInstance{id: own.ServiceInstanceID, service: entry.Service, plugs: own.PlugConfiguration, sockets: own.SocketConfiguration,
 		entry: entry, execID: own.MessageID, inFlight: map[int64]int{}}
@@ -51,9 +59,25 @@ func (c *AgentCore) execute(m *ExecutionRequest) {
 	})
 }
 
-func (c *AgentCore) answerExecution(i *agentInstance, s Status) {
+// lacks says which socket or plug the entry's program does not have, "" if it
+// has all.
+func (e *RepositoryEntry) lacks(sockets []SocketPort, plugs []PlugTarget) string {
+	for _, s := range sockets {
+		if e.Sockets != nil && !slices.Contains(e.Sockets, s.Socket) {
+			return "its repository entry has no socket " + s.Socket
+		}
+	}
+	for _, p := range plugs {
+		if e.Plugs != nil && !slices.Contains(e.Plugs, p.Plug) {
+			return "its repository entry has no plug " + p.Plug
+		}
+	}
+	return ""
+}
+
+func (c *AgentCore) answerExecution(i *agentInstance, s Status, x ...Extension) {
 	if i.execID != 0 {
-		c.toManager(&ExecutionResponse{Header: Header{MessageID: i.execID}, Status: s})
+		c.toManager(&ExecutionResponse{Header: Header{MessageID: i.execID, Extensions: x}, Status: s})
 		i.execID = 0
 	}
 }
@@ -64,16 +88,49 @@ func (c *AgentCore) started(id InstanceID, err error) {
 	case i == nil:
 	case err != nil:
 		c.warn(0, "cannot execute "+i.service+": "+err.Error())
-		c.answerExecution(i, StatusUnavailable)
+		c.answerExecution(i, StatusUnavailable, reason(err.Error())...)
 		c.forget(i, Exit{Code: -1, Reason: err.Error()})
 	case i.entry.ReadyWhenStarted:
 		c.becomeReady(i)
 	case len(i.sockets) > 0:
-		c.out = append(c.out, AgentOutput{Kind: AgentOutputProbe, Instance: id})
+		c.probe(i)
 	}
 	if i != nil && err == nil && i.killed {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputKill, Instance: id}) // asked for while it was being launched
 	}
+}
+
+// probe has it found out when the ports of an instance listen.
+func (c *AgentCore) probe(i *agentInstance) {
+	if !i.probed {
+		i.probed = true
+		c.out = append(c.out, AgentOutput{Kind: AgentOutputProbe, Instance: i.id})
+	}
+}
+
+func (c *AgentCore) portsListen(id InstanceID) {
+	i := c.instances[id]
+	if i == nil {
+		return
+	}
+	i.probed = false
+	c.becomeReady(i)
+	if i.healthID != 0 {
+		c.answerFor(id, TypeInstanceHealthResponse, i.healthID, StatusOK)
+		i.healthID = 0
+	}
+}
+
+// programHealth answers for a program that knows nothing of SSMMP. It is well
+// when it runs and its ports listen; while they do not there is no answer. Of
+// one that was ready when started, only that it runs can be said.
+func (c *AgentCore) programHealth(i *agentInstance, messageID int64) {
+	if i.entry.ReadyWhenStarted {
+		c.answerFor(i.id, TypeInstanceHealthResponse, messageID, StatusOK)
+		return
+	}
+	i.healthID = messageID
+	c.probe(i)
 }
 
 func (c *AgentCore) becomeReady(i *agentInstance) {
@@ -91,10 +148,24 @@ func (c *AgentCore) hardShutdown(m *HardShutdownRequest) {
 			ServiceInstanceID: m.ServiceInstanceID, Status: StatusOK})
 		return
 	}
-	if !slices.Contains(i.hardIDs, m.MessageID) && len(i.hardIDs) < maxHardIDs {
+	if !slices.Contains(i.hardIDs, m.MessageID) && len(i.hardIDs) < maxShutdownIDs {
 		i.hardIDs = append(i.hardIDs, m.MessageID)
 	}
 	c.kill(i)
+}
+
+// signal shuts an instance down gracefully that cannot be asked to.
+func (c *AgentCore) signal(i *agentInstance) {
+	if i.signalled {
+		return
+	}
+	i.signalled = true
+	c.out = append(c.out, AgentOutput{Kind: AgentOutputSignal, Instance: i.id, Text: i.entry.StopSignal})
+	c.after(c.cfg.DrainTimeout, func() {
+		if c.instances[i.id] == i {
+			c.kill(i)
+		}
+	})
 }
 
 // kill has an instance killed, again and again until it has ended.
@@ -137,6 +208,13 @@ func (c *AgentCore) forget(i *agentInstance, exit Exit) {
 		delete(c.ended, c.endedList[0])
 		c.endedList = c.endedList[1:]
 	}
+	for _, id := range i.stopIDs {
+		status := StatusOK
+		if i.killed {
+			status = StatusTimeout
+		}
+		c.toManager(&GracefulShutdownResponse{Header: Header{MessageID: id, SubType: AgentToManager}, Status: status})
+	}
 	for _, id := range i.hardIDs {
 		c.toManager(&HardShutdownResponse{Header: Header{MessageID: id, SubType: AgentToManager}, ServiceInstanceID: i.id, Status: StatusOK})
 	}
@@ -164,7 +242,11 @@ func (c *AgentCore) stopAll() {
 	}
 	for _, i := range c.inOrder() {
 		if i.conn == 0 {
-			c.kill(i)
+			if i.entry.StopSignal != "" {
+				c.signal(i)
+			} else {
+				c.kill(i)
+			}
 			continue
 		}
 		id := c.ownID()

@@ -86,7 +86,7 @@ func (c *AgentCore) bind(conn ConnID, m Message, p Proof) *agentInstance {
 		clear(i.inFlight)
 	}
 	c.conns[conn] = i
-	i.conn, i.wasBound = conn, true
+	i.conn, i.wasBound, i.probed = conn, true, false
 	c.becomeReady(i)
 	return i
 }

@@ -116,8 +116,8 @@
 //     agent sends later ones again when the connection broke.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
-//   - x_reason in a failed session_response, and in the answer to a request that
-//     could not be decoded: more for a person. By it a dial tells
+//   - x_reason in a failed session_response or execution_response, and in the
+//     answer to a request that could not be decoded: more for a person. By it a dial tells
 //     [ErrManagerAway] from [ErrUnavailable].
 //   - x_secret in the hello of an instance: that it is the one its agent
 //     executed. Agents take it out before they relay.
@@ -150,7 +150,8 @@
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
 //	link*.go                  one connection's reader and writer
 //	transport*.go             TCP and the network in memory
-//	launcher*.go              processes and functions; trees of processes on each system
+//	launcher*.go              processes and functions; trees of processes on each system;
+//	                          launcher_arguments.go: command lines and their templates
 //	event.go                  what a Manager records; event_codec.go: its form in stores
 //	store.go                  where it is kept; store_mem.go: in memory
 //

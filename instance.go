@@ -355,6 +355,10 @@ func (i *Instance) Service() string { return i.cfg.Launch.Service }
 // Address returns the network address of its node.
 func (i *Instance) Address() netip.Addr { return i.cfg.Launch.Address }
 
+// Sockets returns the sockets of the service, with the ports that the Manager
+// chose for them.
+func (i *Instance) Sockets() []SocketPort { return slices.Clone(i.cfg.Launch.Sockets) }
+
 // SetHealth sets the status with which the instance answers health requests
 // from now on: StatusOK, StatusOverloaded to get no new sessions while others
 // can take them, or a 5xx to be shut down.

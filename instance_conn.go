@@ -55,6 +55,7 @@ func (i *Instance) Listen(socket string) (net.Listener, error) {
 // Manager for a destination, which may have to be started first, dials it and
 // acknowledges. A destination that cannot be dialled is reported and another
 // asked for, a few times. Without a deadline in ctx the DialTimeout holds.
+// Over TCP the connection is a syscall.Conn as well.
 //
 // The error is, by errors.Is: ErrNoEdge, ErrUnavailable, ErrStartTimeout,
 // ErrManagerAway, ErrRefused, ErrDraining, or the context's.
@@ -169,7 +170,7 @@ func (i *Instance) dialOnce(ctx context.Context, plug string) (net.Conn, error) 
 		return nil, fmt.Errorf("%s: %w", op, ErrDraining)
 	}
 	i.step(InstanceInput{Kind: InstanceInputDialed, Call: call, Conn: c.number, Peer: netip.AddrPortFrom(a.target.Addr(), remote.Port()), Port: local.Port()})
-	return c, nil
+	return c.given, nil
 }
 
 // connect dials a granted destination. One that refuses may have been started
@@ -219,7 +220,7 @@ func (l *sessionListener) Accept() (net.Conn, error) {
 		return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 	}
 	l.inst.step(InstanceInput{Kind: InstanceInputAccepted, Conn: c.number, Socket: l.socket.Socket, Peer: addrPort(inner.RemoteAddr()), Port: l.socket.Port})
-	return c, nil
+	return c.given, nil
 }
 
 func (l *sessionListener) Close() error {
@@ -236,7 +237,8 @@ type sessionConn struct {
 	net.Conn
 	inst   *Instance
 	number uint64
-	name   string // plug or socket
+	name   string   // plug or socket
+	given  net.Conn // as its user has it: this, or a rawSessionConn
 
 	once     sync.Once    // its end is reported once
 	dropped  atomic.Bool  // the Manager closed it
@@ -245,6 +247,13 @@ type sessionConn struct {
 	born     time.Time
 	idle     *time.Timer
 	idleTime time.Duration
+}
+
+// A rawSessionConn is a sessionConn over the operating system's: pools of
+// connections look at it, to find those that were closed while nobody read.
+type rawSessionConn struct {
+	*sessionConn
+	syscall.Conn
 }
 
 // newConn registers a connection, nil when the instance has left the mesh.
@@ -256,6 +265,10 @@ func (i *Instance) newConn(inner net.Conn, name string, source bool) *sessionCon
 	}
 	i.lastConn++
 	c := &sessionConn{Conn: inner, inst: i, number: i.lastConn, name: name}
+	c.given = c
+	if raw, ok := inner.(syscall.Conn); ok {
+		c.given = rawSessionConn{c, raw}
+	}
 	i.conns[c.number] = c
 	if source && i.cfg.IdleTimeout > 0 {
 		c.born, c.idleTime = time.Now(), i.cfg.IdleTimeout
@@ -360,7 +373,7 @@ func (i *Instance) dropSession(c *sessionConn, reason string) {
 		go func() {
 			defer close(finished)
 			for _, f := range fs {
-				f(SessionClose{Conn: c, Name: c.name, Reason: reason})
+				f(SessionClose{Conn: c.given, Name: c.name, Reason: reason})
 			}
 		}()
 		late := time.NewTimer(i.cfg.DrainTimeout / 2)

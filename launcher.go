@@ -14,11 +14,24 @@ type RepositoryEntry struct {
 	Service string
 	// Launcher executes an instance of it.
 	Launcher Launcher
+	// Sockets and Plugs are those that the program has. An instance that
+	// would have others is not executed: the graph means another program. Nil
+	// says nothing of them, empty that it has none.
+	Sockets, Plugs []string
 	// ReadyWhenStarted makes an instance ready as soon as it runs. Otherwise
 	// it is ready when its first message arrives or all its configured ports
 	// listen, whichever comes first.
 	ReadyWhenStarted bool
+	// StopSignal is the signal by which an instance that does not speak SSMMP
+	// is shut down gracefully: SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1 or
+	// SIGUSR2. One that has not ended within the agent's DrainTimeout is
+	// killed. Without a signal, or where its Process is no Signaler, it is
+	// killed at once.
+	StopSignal string
 }
+
+// stopSignals are those that a StopSignal can name.
+var stopSignals = []string{"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
 
 // A Launch is what an agent knows of an instance that it is about to execute.
 type Launch struct {
@@ -56,6 +69,13 @@ type Process interface {
 	// that its agent accepted. known is false where that cannot be found out
 	// here; then the instance's secret decides alone.
 	Owns(c net.Conn) (owns, known bool)
+}
+
+// A Signaler is a Process that can be sent a signal.
+type Signaler interface {
+	// Signal sends the signal with that name, "SIGTERM", to the instance's
+	// first process. One that has ended does not get it, which is no error.
+	Signal(name string) error
 }
 
 // An Exit says how an instance ended.

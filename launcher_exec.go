@@ -80,7 +80,15 @@ type CommandLauncher struct {
 	Path string
 	// Args are the arguments before the five of the protocol.
 	Args []string
-	// Env are more variables for the instance, "KEY=VALUE".
+	// Template, where it is not nil, has all arguments, in place of Args and
+	// the five, for programs that want others. Placeholders in it stand for
+	// what the instance is given: {service}, {instance} for its id, {address}
+	// for the node's, {port:S1} for the port of socket S1, and {arguments},
+	// an argument by itself, for the five. "{{" and "}}" stand for braces. An
+	// argument stays one argument, whatever is put into it.
+	Template []string
+	// Env are more variables for the instance, "KEY=VALUE". With a Template
+	// their values may have the same placeholders but {arguments}.
 	Env []string
 	// PassEnv names the variables of this process that the instance inherits;
 	// it inherits no others. Nil means PATH, HOME, USER, LANG, LC_ALL, TZ,
@@ -115,7 +123,7 @@ func (c CommandLauncher) launch(ctx context.Context, l Launch) (*execProcess, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	args, err := commandArgs(l)
+	args, err := c.arguments(l)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +142,7 @@ func (c CommandLauncher) launch(ctx context.Context, l Launch) (*execProcess, er
 	}
 	cmd := &exec.Cmd{
 		Path:        path,
-		Args:        append(append([]string{path}, c.Args...), args...),
+		Args:        append([]string{path}, args...),
 		Env:         env,
 		Dir:         c.Dir,
 		SysProcAttr: ownGroup(),
@@ -190,10 +198,17 @@ func (c CommandLauncher) environment(l Launch) ([]string, error) {
 		}
 	}
 	for _, kv := range c.Env {
-		if strings.IndexByte(kv, '=') <= 0 {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok || key == "" {
 			return nil, fmt.Errorf("environment entry %q is not KEY=VALUE", kv)
 		}
-		env = append(env, kv)
+		if c.Template != nil {
+			var err error
+			if value, err = expand(value, l.placeholder); err != nil {
+				return nil, fmt.Errorf("environment variable %s: %w", key, err)
+			}
+		}
+		env = append(env, key+"="+value)
 	}
 	return append(env,
 		envAgent+"="+l.Agent,
@@ -235,6 +250,24 @@ func (p *execProcess) Kill() error {
 	_, err := p.tree.kill()
 	return err
 }
+
+func (p *execProcess) Signal(name string) error {
+	s, ok := signalNamed(name)
+	if !ok {
+		return noSignal(name)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return nil
+	}
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+func noSignal(name string) error { return fmt.Errorf("there is no signal %q here", name) }
 
 func (p *execProcess) Owns(c net.Conn) (owns, known bool) {
 	owns, known = p.tree.owns(c)
@@ -336,30 +369,4 @@ func cgroupOf(dir string, l Launch) string {
 // instanceMark is the environment entry with an instance's id.
 func instanceMark(id InstanceID) string {
 	return envInstance + "=" + strconv.FormatInt(int64(id), 10)
-}
-
-// commandArgs returns the protocol's five arguments. A name becomes an argument
-// and a part of a file's name, so it must be neither a flag nor a path.
-func commandArgs(l Launch) ([]string, error) {
-	fields, names := []string{"service name"}, []string{l.Service}
-	for _, s := range l.Sockets {
-		fields, names = append(fields, "socket"), append(names, s.Socket)
-	}
-	for _, p := range l.Plugs {
-		fields, names = append(fields, "plug", "socket", "service"), append(names, p.Plug, p.Socket, p.Service)
-	}
-	for i, name := range names {
-		if !ValidName(name) {
-			return nil, fmt.Errorf("%s %.150q is not a name", fields[i], name)
-		}
-	}
-	if l.ID <= 0 {
-		return nil, fmt.Errorf("instance id %d is not positive", l.ID)
-	}
-	if !l.Address.IsValid() {
-		return nil, errors.New("no network address")
-	}
-	return []string{
-		l.Service, strconv.FormatInt(int64(l.ID), 10), l.Address.String(), FormatSockets(l.Sockets), FormatPlugs(l.Plugs),
-	}, nil
 }

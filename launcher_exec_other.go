@@ -31,6 +31,9 @@ func (t *tree) kill() (alive int, err error) {
 	}
 }
 
+// signalNamed returns false: there are no signals that ask a process to end.
+func signalNamed(string) (os.Signal, bool) { return nil, false }
+
 func (t *tree) exit(s *os.ProcessState) Exit { return Exit{Code: s.ExitCode()} }
 
 func (t *tree) owns(net.Conn) (owns, known bool) { return false, false }

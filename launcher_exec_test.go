@@ -43,6 +43,87 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// A template is all of the command line, word by word.
+func TestCommandTemplate(t *testing.T) {
+	t.Parallel()
+	l := testLaunch("service-1", 41)
+	l.Sockets = []SocketPort{{"S1", 54000}, {"S2", 54001}}
+	five := []string{"service-1", "41", "127.0.0.1", "S1, 54000 & S2, 54001", ""}
+	for _, tt := range []struct {
+		template []string
+		want     []string
+		fault    string
+	}{
+		{[]string{}, nil, ""},
+		{[]string{"--port={port:S2}", "{address}:{port:S1}", "{service} {instance}"}, []string{"--port=54001", "127.0.0.1:54000", "service-1 41"}, ""},
+		{[]string{"-v", allArguments}, append([]string{"-v"}, five...), ""},
+		{[]string{`{{"a": {{}}}}`, "$HOME; `id`", ""}, []string{`{"a": {}}`, "$HOME; `id`", ""}, ""},
+		{[]string{"{port:S3}"}, nil, `argument "{port:S3}": the instance has no socket "S3"`},
+		{[]string{"{secret}"}, nil, "{secret} is not {service}, {instance}, {address} or {port:SOCKET}"},
+		{[]string{"{}"}, nil, "{} is not {service}"},
+		{[]string{"x{arguments}"}, nil, "{arguments} is not an argument by itself"},
+		{[]string{"{port:S1"}, nil, "a single '{' is no placeholder; '{{' stands for one"},
+		{[]string{"}"}, nil, "a single '}' is no placeholder; '}}' stands for one"},
+	} {
+		got, err := CommandLauncher{Args: []string{"unused"}, Template: tt.template}.arguments(l)
+		if tt.fault != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.fault) {
+				t.Errorf("%q: %v, want %q", tt.template, err, tt.fault)
+			}
+		} else if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%q: %q, %v, want %q", tt.template, got, err, tt.want)
+		}
+	}
+}
+
+// With a template the values of the environment are templates too.
+func TestCommandTemplateEnvironment(t *testing.T) {
+	t.Parallel()
+	l := testLaunch("a", 41)
+	l.Sockets = []SocketPort{{"S1", 54000}}
+	for _, tt := range []struct {
+		template []string
+		env      string
+		want     string
+	}{
+		{nil, "PORT={port:S1}", "PORT={port:S1}"},
+		{[]string{}, "PORT={port:S1}", "PORT=54000"},
+		{[]string{}, "PORT={port:S2}", `environment variable PORT: the instance has no socket "S2"`},
+	} {
+		env, err := CommandLauncher{Template: tt.template, Env: []string{tt.env}, PassEnv: []string{}}.environment(l)
+		if err != nil {
+			env = []string{err.Error()}
+		}
+		if env[0] != tt.want {
+			t.Errorf("%s: %q, want %q", tt.env, env[0], tt.want)
+		}
+	}
+}
+
+func TestCommandSignal(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, loopback)
+	p := start(t, s.launcher(t), testLaunch("a", 1)).(Signaler)
+	s.accept(t)
+	if err := p.Signal("SIGNOTHING"); err == nil || !strings.Contains(err.Error(), `no signal "SIGNOTHING"`) {
+		t.Errorf("an unknown signal: %v", err)
+	}
+	for _, name := range stopSignals {
+		if _, ok := signalNamed(name); !ok {
+			t.Errorf("there is no signal %s", name)
+		}
+	}
+	if err := p.Signal("SIGTERM"); err != nil {
+		t.Error(err)
+	}
+	if got := p.(Process).Wait(); got.Signal != "SIGTERM" {
+		t.Errorf("exit %+v", got)
+	}
+	if err := p.Signal("SIGTERM"); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
 func TestCommandLineOfNothing(t *testing.T) {
 	t.Parallel()
 	l := testLaunch("a", 1)

@@ -32,6 +32,16 @@ var signalNames = map[syscall.Signal]string{
 	syscall.SIGXFSZ:   "SIGXFSZ",
 }
 
+// signalNamed returns the signal that has a name, and false if there is none.
+func signalNamed(name string) (os.Signal, bool) {
+	for s, n := range signalNames {
+		if n == name {
+			return s, true
+		}
+	}
+	return nil, false
+}
+
 // ownGroup makes an instance the leader of a process group, which neither a
 // signal from this process's terminal nor this process's death reaches.
 func ownGroup() *syscall.SysProcAttr {

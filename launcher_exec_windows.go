@@ -78,6 +78,9 @@ func (t *tree) kill() (alive int, err error) {
 	return alive, err
 }
 
+// signalNamed returns false: there are no signals that ask a process to end.
+func signalNamed(string) (os.Signal, bool) { return nil, false }
+
 func (t *tree) exit(s *os.ProcessState) Exit {
 	if t.killed.Load() {
 		return Exit{Code: -1, Signal: "SIGKILL"}

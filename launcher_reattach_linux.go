@@ -3,6 +3,7 @@ package ssmmp
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -96,6 +97,26 @@ func (p *adoptedProcess) Kill() error {
 	}
 	_, err := p.tree.kill()
 	return err
+}
+
+func (p *adoptedProcess) Signal(name string) error {
+	s, ok := signalNamed(name)
+	if !ok {
+		return noSignal(name)
+	}
+	first, err := os.FindProcess(p.PID())
+	if err != nil {
+		return err
+	}
+	defer first.Release()
+	if !p.tree.firstAlive() {
+		return nil
+	}
+	// The handle came before the look, so it is of the process looked at.
+	if err := first.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
 }
 
 func (p *adoptedProcess) Owns(c net.Conn) (owns, known bool) {

@@ -81,6 +81,26 @@ func TestReattachSweeps(t *testing.T) {
 	checkEnded(t, daemon)
 }
 
+// An instance that was found again can be asked to end.
+func TestReattachSignal(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, loopback)
+	c, l := s.launcher(t), testLaunch("a", 1)
+	p := start(t, c, l)
+	s.accept(t)
+	q := reattached(t, c, l, p.(Identified).Identity())
+	if err := q.(Signaler).Signal("SIGTERM"); err != nil {
+		t.Error(err)
+	}
+	if got := p.Wait(); got.Signal != "SIGTERM" {
+		t.Errorf("exit %+v", got)
+	}
+	q.Wait()
+	if err := q.(Signaler).Signal("SIGTERM"); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
 // Nobody else's process is taken for the instance's.
 func TestReattachNot(t *testing.T) {
 	t.Parallel()

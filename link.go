@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 )
@@ -168,8 +167,7 @@ func refusal(p *ProtocolError, from, to Actor, service string, id InstanceID) Me
 	if p.MessageID <= 0 || !travels(p.Type, from, to) {
 		return nil
 	}
-	reason := strings.ReplaceAll(p.Error(), " ~ ", " ")
-	h := Header{MessageID: p.MessageID, Extensions: []Extension{{extReason, reason}}}
+	h := Header{MessageID: p.MessageID, Extensions: reason(p.Error())}
 	switch p.Type {
 	case TypeInitiationRequest.String():
 		return &InitiationResponse{Header: h, Status: p.Status}

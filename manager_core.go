@@ -111,6 +111,7 @@ type ManagerCore struct {
 
 	lastMessage int64
 	exchanges   map[int64]*exchange
+	reason      string // that the response gives which is being handled
 
 	timers   timerHeap
 	timerSeq uint64
@@ -223,7 +224,11 @@ func (c *ManagerCore) response(a *agent, m Message, status Status) {
 		return
 	}
 	delete(c.exchanges, x.id)
+	if why := m.Head().Extension(extReason); why != "" {
+		c.reason = clip(why)
+	}
 	x.done(status)
+	c.reason = ""
 }
 
 // message handles what an agent sent.

@@ -64,7 +64,11 @@ func (c *ManagerCore) started(i *instance, s Status) {
 		c.failWaiters(i, s)
 		c.shutdown(i, true, "not ready in time")
 	case i.state == instanceStarting:
-		c.ended(i, s, "not started")
+		cause := "not started"
+		if c.reason != "" {
+			cause += ": " + c.reason
+		}
+		c.ended(i, s, cause)
 	}
 }
 
@@ -393,6 +397,17 @@ const (
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
 )
+
+// reason returns the extension line that explains a failure.
+func reason(why string) []Extension {
+	clean := func(r rune) rune {
+		if r == '~' || r < ' ' {
+			return ' '
+		}
+		return r
+	}
+	return []Extension{{extReason, clip(strings.TrimSpace(strings.Map(clean, why)))}}
+}
 
 func formatInstanceList(ids []InstanceID) string {
 	slices.Sort(ids)

@@ -158,7 +158,7 @@ func TestMeshLaunchFails(t *testing.T) {
 			t.Errorf("%d starts, want 3", n)
 		}
 		for _, ev := range s.events(EventInstanceEnded, nil) {
-			if ev.Status != StatusUnavailable || ev.Cause != "not started" {
+			if ev.Status != StatusUnavailable || ev.Cause != "not started: no memory" {
 				t.Errorf("%v", ev)
 			}
 		}

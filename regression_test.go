@@ -146,7 +146,7 @@ func TestAgentKillsOnce(t *testing.T) {
 	if n := len(a.c.timers); n > 1 {
 		t.Errorf("%d timers", n)
 	}
-	if n := len(a.c.instances[7].hardIDs); n > maxHardIDs {
+	if n := len(a.c.instances[7].hardIDs); n > maxShutdownIDs {
 		t.Errorf("%d requests wait for an answer", n)
 	}
 }

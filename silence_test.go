@@ -16,6 +16,9 @@ type steppedAgent struct {
 	t   *testing.T
 	c   *AgentCore
 	now time.Duration
+
+	signals string       // sent to instances
+	kills   []InstanceID // killed
 }
 
 const startA7 = "type: execution_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: S1, 54000 ~ plug_configuration: "
@@ -37,8 +40,11 @@ func (a *steppedAgent) step(in AgentInput) (sent []string, kills []InstanceID) {
 		switch o.Kind {
 		case AgentOutputSend:
 			sent = append(sent, lineOf(a.t, o.Msg))
+		case AgentOutputSignal:
+			a.signals += o.Text
 		case AgentOutputKill:
 			kills = append(kills, o.Instance)
+			a.kills = append(a.kills, o.Instance)
 		}
 	}
 	return sent, kills
@@ -127,6 +133,123 @@ func TestAgentSpeaksForPrograms(t *testing.T) {
 	wantLines(t, "health of one that spoke", a.message(1, ask), answer+"503")
 	a.step(AgentInput{Kind: AgentInputExited, Instance: 7})
 	wantLines(t, "health of one that ended", a.message(1, ask), answer+"410")
+}
+
+// A program that was ready when its ports listened is well while they do: its
+// agent says nothing while they do not, and answers the latest request then.
+func TestAgentLooksAtPorts(t *testing.T) {
+	t.Parallel()
+	a := newSteppedAgent(t, RepositoryEntry{Service: "A"})
+	a.message(1, startA7)
+	a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
+	a.step(AgentInput{Kind: AgentInputPortsListen, Instance: 7})
+	const ask = "type: service_instance_health_request ~ message_id: 6 ~ sub_type: Manager_to_agent ~ service_instance_id: 7 ~ service_instance_network_address: 10.0.0.1"
+	probes := func(id string) (n int) {
+		for _, o := range a.c.Step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: messageOf(t, strings.Replace(ask, "6", id, 1))}) {
+			switch o.Kind {
+			case AgentOutputProbe:
+				n++
+			case AgentOutputSend:
+				t.Errorf("answered %s before the ports listen", lineOf(t, o.Msg))
+			}
+		}
+		return n
+	}
+	if n := probes("6"); n != 1 {
+		t.Errorf("%d probes, want 1", n)
+	}
+	if n := probes("8"); n != 0 {
+		t.Errorf("%d more probes, while one is under way", n)
+	}
+	sent, _ := a.step(AgentInput{Kind: AgentInputPortsListen, Instance: 7})
+	wantLines(t, "the ports listen", sent,
+		"type: service_instance_health_response ~ message_id: 8 ~ sub_type: agent_to_Manager ~ service_instance_id: 7 ~ status: 200")
+	sent, _ = a.step(AgentInput{Kind: AgentInputPortsListen, Instance: 7})
+	wantLines(t, "again", sent)
+}
+
+// What does not speak SSMMP is shut down by its entry's signal, once, and by
+// nothing gentler than death without one.
+func TestAgentStopSignal(t *testing.T) {
+	t.Parallel()
+	const ask = "type: graceful_shutdown_request ~ message_id: 6 ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: 7"
+	const answer = "type: graceful_shutdown_response ~ message_id: 6 ~ sub_type: agent_to_Manager ~ status: "
+	stop := func(a *steppedAgent) { a.step(AgentInput{Kind: AgentInputStop}) }
+	asked := func(a *steppedAgent) { a.message(1, ask); a.message(1, ask) }
+	hello := func(a *steppedAgent) {
+		a.message(2, "type: service_instance_health_response ~ message_id: 1 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200")
+	}
+	for _, tt := range []struct {
+		name, signal string
+		before       func(*steppedAgent)
+		stop         func(*steppedAgent)
+		signals      string
+		killed       bool // at once
+		late         bool // it has not ended by the deadline
+		want         []string
+	}{
+		{"asked", "SIGINT", nil, asked, "SIGINT", false, false, []string{answer + "200"}},
+		{"asked, and hangs", "SIGINT", nil, asked, "SIGINT", false, true, []string{answer + "504"}},
+		{"asked, and speaks", "SIGINT", hello, asked, "", false, false, nil},
+		{"the agent stops", "SIGTERM", nil, stop, "SIGTERM", false, false, nil},
+		{"the agent stops, and it hangs", "SIGTERM", nil, stop, "SIGTERM", false, true, nil},
+		{"the agent stops, without a signal", "", nil, stop, "", true, false, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a := newSteppedAgent(t, RepositoryEntry{Service: "A", ReadyWhenStarted: true, StopSignal: tt.signal})
+			a.message(1, startA7)
+			a.step(AgentInput{Kind: AgentInputStarted, Instance: 7})
+			if tt.before != nil {
+				tt.before(a)
+			}
+			a.signals, a.kills = "", nil
+			tt.stop(a)
+			if a.signals != tt.signals || (len(a.kills) > 0) != tt.killed {
+				t.Errorf("sent the signal %q and killed %v", a.signals, a.kills)
+			}
+			if tt.late {
+				a.now += 10 * time.Second
+				a.step(AgentInput{Kind: AgentInputTime})
+				if len(a.kills) != 1 {
+					t.Errorf("killed %v, want it killed", a.kills)
+				}
+			}
+			sent, _ := a.step(AgentInput{Kind: AgentInputExited, Instance: 7})
+			sent = slices.DeleteFunc(sent, func(line string) bool { return strings.HasPrefix(line, "type: service_instance_termination_info") })
+			wantLines(t, "exited", sent, tt.want...)
+		})
+	}
+}
+
+// An entry that says which sockets and plugs its program has is no entry for a
+// program with others.
+func TestAgentOtherProgram(t *testing.T) {
+	t.Parallel()
+	const start = "type: execution_request ~ message_id: 5 ~ agent_network_address: 10.0.0.1 ~ service_name: A ~ service_instance_id: 7 ~ socket_configuration: S1, 54000 ~ plug_configuration: P1, S4, B"
+	const no = "type: execution_response ~ message_id: 5 ~ status: 404 ~ x_reason: its repository entry has no "
+	for _, tt := range []struct {
+		name           string
+		sockets, plugs []string
+		want           []string
+	}{
+		{"says nothing", nil, nil, nil},
+		{"has both", []string{"S1"}, []string{"P1"}, nil},
+		{"has more", []string{"S2", "S1"}, []string{"P1", "P2"}, nil},
+		{"another socket", []string{"S2"}, []string{"P1"}, []string{no + "socket S1"}},
+		{"no socket", []string{}, nil, []string{no + "socket S1"}},
+		{"another plug", nil, []string{"P2"}, []string{no + "plug P1"}},
+		{"no plug", nil, []string{}, []string{no + "plug P1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a := newSteppedAgent(t, RepositoryEntry{Service: "A", Sockets: tt.sockets, Plugs: tt.plugs})
+			wantLines(t, "execution_request", a.message(1, start), tt.want...)
+			if launched := a.c.instances[7] != nil; launched != (tt.want == nil) {
+				t.Errorf("launched: %t", launched)
+			}
+		})
+	}
 }
 
 // The same execution_request gets the same answer, also after the end.

@@ -119,6 +119,7 @@ type transcriptInstance struct {
 	reader  lineReader
 	hung    bool
 	busy    bool
+	listens bool // and knows nothing of SSMMP
 	refuses bool // connections
 	dials   map[CallID]string
 	ends    map[uint64]*transcriptEnd
@@ -311,7 +312,7 @@ func (w *transcriptWorld) startAgent(addr string, services []string) error {
 	}
 	cfg := AgentConfig{Manager: "10.0.0.100:55555", Address: at}
 	for _, s := range services {
-		cfg.Repository = append(cfg.Repository, RepositoryEntry{Service: s, Launcher: FuncLauncher(nil)})
+		cfg.Repository = append(cfg.Repository, RepositoryEntry{Service: s, Launcher: FuncLauncher(nil), StopSignal: "SIGTERM"})
 	}
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -447,6 +448,15 @@ func (a *transcriptAgent) step(w *transcriptWorld, in AgentInput) {
 			}
 		case AgentOutputLaunch:
 			w.launch(a, o.Launch)
+		case AgentOutputProbe:
+			if i := w.instance(strconv.FormatInt(int64(o.Instance), 10)); i != nil && i.listens && !i.hung {
+				w.later(func() { a.step(w, AgentInput{Kind: AgentInputPortsListen, Instance: o.Instance}) })
+			}
+		case AgentOutputSignal:
+			w.say("agent %s sends %s to %d", a.addr, o.Text, o.Instance)
+			if i := w.instance(strconv.FormatInt(int64(o.Instance), 10)); i != nil && !i.hung {
+				w.later(func() { w.exit(i, Exit{}) })
+			}
 		case AgentOutputKill:
 			w.say("agent %s kills %d with all its children", a.addr, o.Instance)
 			if i := w.instance(strconv.FormatInt(int64(o.Instance), 10)); i != nil {
@@ -487,7 +497,7 @@ func (w *transcriptWorld) launch(a *transcriptAgent, l Launch) {
 	switch how {
 	case "silently":
 	case "without-hello":
-		w.later(func() { a.step(w, AgentInput{Kind: AgentInputPortsListen, Instance: l.ID}) })
+		i.listens = true
 	default:
 		i.core, i.conn = NewInstanceCore(l), w.newConn()
 		w.later(func() { i.step(w, InstanceInput{Kind: InstanceInputUp}) })
