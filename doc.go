@@ -153,7 +153,7 @@
 //	launcher*.go              processes and functions; trees of processes on each system;
 //	                          launcher_arguments.go: command lines and their templates
 //	event.go                  what a Manager records; event_codec.go: its form in stores
-//	store.go                  where it is kept; store_mem.go: in memory
+//	store.go                  where it is kept; store_mem.go: in memory; package sqlitestore: in a file
 //
 // SPEC.md leads from each requirement of the protocol to its code and its test.
 package ssmmp

@@ -223,19 +223,26 @@ func appendText(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
+// CheckEvents reports whether a record is as AppendEvents made it, by its
+// checksum alone.
+func CheckEvents(record []byte) error {
+	tail := len(record) - len(eventSum) - 8 - len(eventTail)
+	if tail < 0 || string(record[len(record)-len(eventTail):]) != eventTail || string(record[tail:tail+len(eventSum)]) != eventSum {
+		return fmt.Errorf("event record: byte %d: cut off", len(record))
+	}
+	if !bytes.Equal(record[tail:], sealRecord(nil, record[:tail])) {
+		return fmt.Errorf("event record: byte %d: wrong checksum", tail)
+	}
+	return nil
+}
+
 // DecodeEvents appends the events of a record to buf. Anything but what
 // AppendEvents made gets an error, be it changed in a single bit.
 func DecodeEvents(buf []Event, record []byte) ([]Event, error) {
-	fault := func(at int, reason string) ([]Event, error) {
-		return buf, fmt.Errorf("event record: byte %d: %s", at, reason)
+	if err := CheckEvents(record); err != nil {
+		return buf, err
 	}
 	tail := len(record) - len(eventSum) - 8 - len(eventTail)
-	if tail < 0 || string(record[len(record)-len(eventTail):]) != eventTail || string(record[tail:tail+len(eventSum)]) != eventSum {
-		return fault(len(record), "cut off")
-	}
-	if !bytes.Equal(record[tail:], sealRecord(nil, record[:tail])) {
-		return fault(tail, "wrong checksum")
-	}
 	r := eventReader{b: record[:tail]}
 	r.expect(eventHead)
 	first := uint64(r.integer())
@@ -259,7 +266,7 @@ func DecodeEvents(buf []Event, record []byte) ([]Event, error) {
 		buf = append(buf, ev)
 	}
 	if r.reason != "" {
-		return fault(r.at, r.reason)
+		return buf, fmt.Errorf("event record: byte %d: %s", r.at, r.reason)
 	}
 	return buf, nil
 }
