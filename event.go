@@ -29,6 +29,14 @@ const (
 	EventSessionRefused                         // a request was answered with a failure
 	EventHealthChanged                          // an instance reports another status than before
 	EventProtocolViolated                       // a peer broke the protocol; its message was dropped
+	EventInstanceKilling                        // its shutdown is hard from now on
+	EventSessionClosing                         // the Manager has an end close it
+	EventMessagesReserved                       // message ids up to MessageID may be in use
+	EventManagerStarted                         // a Manager took the state over from one before it
+	EventStormBegan                             // so many agents are away that none is taken to be lost
+	EventStormEnded                             // enough of them are back
+	EventCheckpointBegan                        // the events up to EventCheckpointEnded are a state, not a history
+	EventCheckpointEnded                        // see ManagerCore.Checkpoint
 )
 
 var eventNames = [...]string{
@@ -39,6 +47,9 @@ var eventNames = [...]string{
 	EventSessionOffered: "session offered", EventSessionOpened: "session opened",
 	EventSessionClosed: "session closed", EventSessionRefused: "session refused",
 	EventHealthChanged: "health changed", EventProtocolViolated: "protocol violated",
+	EventInstanceKilling: "instance killing", EventSessionClosing: "session closing", EventMessagesReserved: "messages reserved",
+	EventManagerStarted: "manager started", EventStormBegan: "storm began", EventStormEnded: "storm ended",
+	EventCheckpointBegan: "checkpoint began", EventCheckpointEnded: "checkpoint ended",
 }
 
 func (k EventKind) String() string {
@@ -51,8 +62,9 @@ func (k EventKind) String() string {
 // An Event is one thing that happened, with its cause. Fields that a kind does
 // not need are zero.
 type Event struct {
-	Seq  uint64    // 1 for the first, without gaps
-	Time time.Time // wall clock, for people: it may jump, Seq does not
+	Seq  uint64        // 1 for the first, without gaps
+	Time time.Time     // wall clock, for people: it may jump, Seq does not
+	At   time.Duration // the Manager's clock: it stands still while no Manager runs, and never goes back
 	Kind EventKind
 
 	Graph    string // name of the CNApp
@@ -67,13 +79,14 @@ type Event struct {
 	Plug, Socket string
 	PlugPort     uint16       // m
 	NewPort      uint16       // l
-	MessageID    int64        // of the session_request
+	MessageID    int64        // of the session_request, or the last that is reserved
 	Sockets      []SocketPort // of EventInstanceRequested; not to be changed
 
 	Status   Status
 	Actor    string // who, "operator", "Manager", "agent 10.0.0.1", "instance 7"; of a session, Source if empty
 	Cause    string // why, for people: "session_request of 7", "idle"
 	CauseSeq uint64 // the event that this one follows from, 0 if none or unknown
+	Detail   string // JSON that the state needs: the graph, an agent's repository, in a checkpoint more
 }
 
 // String is one line for people, without sequence and time.
@@ -82,7 +95,7 @@ func (e Event) String() string {
 	b.WriteString(e.Kind.String())
 	add := func(format string, args ...any) { b.WriteByte(' '); fmt.Fprintf(&b, format, args...) }
 	switch e.Kind {
-	case EventSessionOffered, EventSessionOpened, EventSessionClosed:
+	case EventSessionOffered, EventSessionOpened, EventSessionClosing, EventSessionClosed:
 		add("%s %d.%s → %d.%s", e.Session, e.Source, e.Plug, e.Destination, e.Socket)
 	case EventSessionRefused:
 		add("%s %d.%s", e.Service, e.Source, e.Plug)

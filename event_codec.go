@@ -21,8 +21,8 @@ import (
 //
 // Each event is the list of its fields in the order of eventFields. A field
 // without a value is 0, and those at the end of a list are left out. The
-// sequence number of an event is first + its place in the list + its last field;
-// its time is time + the last but one, in nanoseconds.
+// sequence number of an event is first + its place in the list + its shift; its
+// time is time + its since, in nanoseconds.
 
 // In eventHead stands the version of the form. A field that is added at the end
 // of eventFields does not change it; a field with another meaning does.
@@ -77,6 +77,8 @@ func eventFields(c eventCoder, ev *Event, shift, since *int64) {
 	ev.Sockets = c.sockets(ev.Sockets)
 	eventNumber(c, since)
 	eventNumber(c, shift)
+	ev.Detail = c.text(ev.Detail)
+	eventNumber(c, &ev.At)
 }
 
 // AppendEvents appends a record of events to b. Their times must lie between

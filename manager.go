@@ -49,6 +49,11 @@ type ManagerConfig struct {
 	// LostAfter is how long an agent may be away before its instances are
 	// taken to be dead; 60 s by default.
 	LostAfter time.Duration
+	// StormBrake is the share of agents from which on none that is away is
+	// taken to be lost, since it is rather the Manager that is cut off: nothing
+	// is replaced until enough of them are back. Agents that are lost already do
+	// not count. 0.55 by default; never if it is negative.
+	StormBrake float64
 	// IdleAfter is how long an instance may be without a session before it is
 	// shut down gracefully; 5 min by default, never if it is negative.
 	IdleAfter time.Duration
@@ -119,6 +124,9 @@ func (c *ManagerConfig) Validate() error {
 			fault(n.field, n.value, "negative")
 		}
 	}
+	if !(c.StormBrake <= 1) {
+		fault("StormBrake", c.StormBrake, "more than all")
+	}
 	if c.FirstInstance < 0 {
 		fault("FirstInstance", c.FirstInstance, "negative")
 	}
@@ -151,6 +159,7 @@ func (c ManagerConfig) WithDefaults() ManagerConfig {
 	c.HealthPeriod = cmp.Or(c.HealthPeriod, defaultHealthPeriod)
 	c.HealthMisses = cmp.Or(c.HealthMisses, 3)
 	c.LostAfter = cmp.Or(c.LostAfter, time.Minute)
+	c.StormBrake = cmp.Or(c.StormBrake, 0.55)
 	c.IdleAfter = cmp.Or(c.IdleAfter, defaultIdleAfter)
 	c.PortLinger = cmp.Or(c.PortLinger, time.Minute)
 	c.FirstPort = cmp.Or(c.FirstPort, FirstSocketPort)

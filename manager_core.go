@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -110,6 +109,7 @@ type ManagerCore struct {
 	waiting  map[offerKey]bool   // requests that wait for a start
 
 	lastMessage int64
+	reserved    int64 // the last message id that the history lets be used
 	exchanges   map[int64]*exchange
 	reason      string // that the response gives which is being handled
 
@@ -117,6 +117,14 @@ type ManagerCore struct {
 	timerSeq uint64
 
 	calls []call
+
+	storm bool // so many agents are away that none is taken to be lost
+
+	// While a state is taken over:
+	restoring bool           // between the first and the last event of a checkpoint
+	restoreTo uint32         // slots of sessions in it
+	restored  instanceDetail // of the instance whose event is being replayed
+	resuming  bool           // no agent can be here yet: all of them are waited for
 
 	dropped    uint64         // late, unknown and unexpected messages
 	violations map[ConnID]int // of the protocol, by connection
@@ -149,7 +157,7 @@ func NewManagerCore(cfg ManagerConfig) *ManagerCore {
 		offers:    map[offerKey]uint32{},
 		waiting:   map[offerKey]bool{},
 		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{},
-		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage,
+		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage, reserved: cfg.FirstMessage,
 	}
 	for _, g := range cfg.Graphs {
 		c.graphs[g.Name] = g
@@ -202,8 +210,7 @@ func (c *ManagerCore) send(a *agent, m Message) {
 // the response, or with 504 when none came in time. While the agent is away
 // the request waits for it to come back.
 func (c *ManagerCore) request(a *agent, m Message, want Type, timeout time.Duration, done func(Status)) {
-	c.lastMessage++
-	x := &exchange{id: c.lastMessage, to: a, want: want, msg: m, done: done}
+	x := &exchange{id: c.messageID(), to: a, want: want, msg: m, done: done}
 	m.Head().MessageID = x.id
 	c.exchanges[x.id] = x
 	c.send(a, m)
@@ -213,6 +220,19 @@ func (c *ManagerCore) request(a *agent, m Message, want Type, timeout time.Durat
 			x.done(StatusTimeout)
 		}
 	})
+}
+
+// messageBlock is how many message ids are reserved at once: a Manager that
+// takes over uses none of them again, wherever the one before it stopped.
+const messageBlock = 1 << 16
+
+// messageID returns a message id that was never used.
+func (c *ManagerCore) messageID() int64 {
+	if c.lastMessage >= c.reserved {
+		c.record(Event{Kind: EventMessagesReserved, MessageID: c.lastMessage + messageBlock})
+	}
+	c.lastMessage++
+	return c.lastMessage
 }
 
 // response completes the exchange that a response belongs to. A response
@@ -326,6 +346,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		answer(StatusBadMessage)
 		return
 	}
+	repository := toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
 	a, back := c.byAddr[addr], false
 	if a != nil && a.up() && a.conn != conn {
 		if identity == "" || identity != a.identity {
@@ -339,7 +360,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	if a != nil && a.conn == conn {
 		// A second registration on one connection brings a new repository.
-		a.services = cloneStrings(m.ServiceRepository)
+		c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: "new repository", Detail: repository})
 		answer(StatusOK)
 		c.restore()
 		return
@@ -352,14 +373,11 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		refuse(StatusUnavailable, "too many agents")
 		return
 	}
-	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause})
+	another := a != nil && a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
+	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
-	another := a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
-	a.conn, a.identity, a.services = conn, strings.Clone(identity), cloneStrings(m.ServiceRepository)
+	a.conn = conn
 	a.healthAsked, a.healthMissed, a.heard = 0, 0, 0
-	for _, i := range a.instances {
-		i.healthAsked = 0 // it may have been lost with the old connection
-	}
 	c.conns[conn] = a
 	answer(StatusOK)
 
@@ -371,6 +389,11 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	pending := c.exchangesOf(a)
 	if m.Extension(extInstances) != "" || identity != "" {
 		c.settle(a, running, another)
+	} else {
+		// It does not tell what it runs: the instances are asked.
+		for _, i := range slices.Clone(a.instances) {
+			c.askHealth(i)
+		}
 	}
 	for _, x := range pending {
 		if c.exchanges[x.id] == x {
@@ -378,6 +401,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		}
 	}
 	c.watch(a, conn)
+	c.calm()
 	c.restore()
 }
 
@@ -452,12 +476,63 @@ func (c *ManagerCore) connLost(conn ConnID) {
 	delete(c.conns, conn)
 	a.conn = 0
 	c.record(Event{Kind: EventAgentAway, Node: a.addr})
-	since := c.now
+	c.watchAway(a)
+}
+
+// watchAway has an agent that stays away taken to be lost. But when most of
+// them are away it is the Manager that is cut off, and all goes on out there: no
+// agent is lost then, and nothing replaced.
+func (c *ManagerCore) watchAway(a *agent) {
+	since := a.awaySince
 	c.after(c.cfg.LostAfter, func() {
-		if !a.up() && !a.lost && a.awaySince == since {
+		switch {
+		case a.up() || a.lost || a.awaySince != since:
+		case c.stormy():
+			if !c.storm {
+				c.record(Event{Kind: EventStormBegan, Cause: c.countAgents()})
+			}
+		default:
 			c.lose(a)
 		}
 	})
+}
+
+// stormy tells whether so many agents are away that the storm brake holds.
+// Those that are lost already do not count: the cluster goes on without them.
+func (c *ManagerCore) stormy() bool {
+	away, all := c.agentsAway()
+	return c.cfg.StormBrake >= 0 && away > 0 && float64(away) >= c.cfg.StormBrake*float64(all)
+}
+
+func (c *ManagerCore) agentsAway() (away, all int) {
+	for _, a := range c.agents {
+		if a.up() || !a.lost {
+			all++
+		}
+		if !a.up() && !a.lost {
+			away++
+		}
+	}
+	return away, all
+}
+
+func (c *ManagerCore) countAgents() string {
+	away, all := c.agentsAway()
+	return fmt.Sprintf("%d of %d agents are away", away, all)
+}
+
+// calm ends a storm when enough agents are back. The others get the time to come
+// back that they had before.
+func (c *ManagerCore) calm() {
+	if !c.storm || c.stormy() {
+		return
+	}
+	c.record(Event{Kind: EventStormEnded, Cause: c.countAgents()})
+	for _, a := range c.agents {
+		if !a.up() && !a.lost {
+			c.watchAway(a)
+		}
+	}
 }
 
 func (c *ManagerCore) lose(a *agent) {
@@ -485,8 +560,7 @@ func (c *ManagerCore) watch(a *agent, conn ConnID) {
 				return
 			}
 		}
-		c.lastMessage++
-		a.healthAsked = c.lastMessage
+		a.healthAsked = c.messageID()
 		h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent}
 		if a.heard != 0 {
 			h.Extensions = []Extension{{extHeard, strconv.FormatInt(a.heard, 10)}}
@@ -525,7 +599,7 @@ func (c *ManagerCore) command(id CallID, cmd any) {
 			fail(fmt.Errorf("deploy %q: it is being undeployed: %w", cmd.Graph, ErrRefused))
 			return
 		} else if app == nil {
-			c.record(Event{Kind: EventGraphDeployed, Graph: cmd.Graph, Cause: "operator"})
+			c.record(Event{Kind: EventGraphDeployed, Graph: cmd.Graph, Cause: "operator", Detail: toDetail(graphDetail{Graph: c.graphs[cmd.Graph]})})
 		}
 		c.restore()
 		wait(func() (bool, error) { return c.deployed(cmd.Graph) })

@@ -129,6 +129,7 @@ type managerRequest struct {
 func newManagerStepper(t tester, cfg ManagerConfig) *managerStepper {
 	cfg = cfg.WithDefaults()
 	cfg.FirstInstance, cfg.FirstMessage = 1, 0 // not from the clock: a replay gives the same
+	cfg.StormBrake = -1                        // settle loses all agents
 	return &managerStepper{
 		t: t, cfg: cfg, core: NewManagerCore(cfg),
 		conns: map[ConnID]netip.Addr{}, live: map[InstanceID]Event{}, ready: map[InstanceID]bool{}, ports: map[netip.AddrPort]InstanceID{},

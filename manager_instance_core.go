@@ -29,23 +29,30 @@ func (c *ManagerCore) start(v *vertex, cause string) (*instance, Status) {
 	}
 	id := c.lastInstance + 1
 	var sockets []SocketPort
+	next := a.ports.next
 	for _, s := range v.sockets {
 		port := s.Port
 		if port == 0 {
 			// place made sure that there are enough, so none is missing here.
-			port = a.ports.take(id, c.now)
+			port = a.ports.find(next, c.now)
+			next = a.ports.after(port)
 		}
 		sockets = append(sockets, SocketPort{s.Name, port})
 	}
 	c.record(Event{Kind: EventInstanceRequested, Graph: v.app.name, Vertex: v.name, Service: v.service,
 		Instance: id, Node: a.addr, Sockets: sockets, Cause: cause})
 	i := c.instances[id]
-	// The agent has its own deadline for the start; the Manager's comes after.
-	c.request(a, &ExecutionRequest{
-		AgentNetworkAddress: a.addr, ServiceName: v.service, ServiceInstanceID: id, SocketConfiguration: sockets, PlugConfiguration: v.plugs,
+	c.execute(i)
+	return i, 0
+}
+
+// execute has an instance executed by its agent, which has its own deadline for
+// the start; the Manager's comes after.
+func (c *ManagerCore) execute(i *instance) {
+	c.request(i.a, &ExecutionRequest{
+		AgentNetworkAddress: i.a.addr, ServiceName: i.v.service, ServiceInstanceID: i.id, SocketConfiguration: i.sockets, PlugConfiguration: i.v.plugs,
 	}, TypeExecutionResponse, c.cfg.StartTimeout+c.cfg.RequestTimeout, func(s Status) { c.started(i, s) })
 	i.execute = c.lastMessage
-	return i, 0
 }
 
 // started handles the outcome of an execution_request.
@@ -60,9 +67,8 @@ func (c *ManagerCore) started(i *instance, s Status) {
 		}
 	case s == StatusTimeout && i.state == instanceStarting:
 		// It may still be starting: whatever is there must go.
-		i.failure = s
 		c.failWaiters(i, s)
-		c.shutdown(i, true, "not ready in time")
+		c.stop(i, true, "not ready in time", s)
 	case i.state == instanceStarting:
 		cause := "not started"
 		if c.reason != "" {
@@ -82,7 +88,10 @@ func (c *ManagerCore) about(i *instance, ev Event) Event {
 // shutdown begins to shut an instance down (PROTOCOL section 3, Graceful and
 // Hard shutdown): its sessions close first. A hard shutdown overtakes a
 // graceful one.
-func (c *ManagerCore) shutdown(i *instance, hard bool, cause string) {
+func (c *ManagerCore) shutdown(i *instance, hard bool, cause string) { c.stop(i, hard, cause, 0) }
+
+// stop is shutdown for a reason that counts as a failure, if it is not 0.
+func (c *ManagerCore) stop(i *instance, hard bool, cause string, failure Status) {
 	if i.state == instanceStarting {
 		hard = true // it has nothing to finish, and may not listen yet
 	}
@@ -93,18 +102,24 @@ func (c *ManagerCore) shutdown(i *instance, hard bool, cause string) {
 		return
 	}
 	if i.state < instanceDraining {
-		c.record(c.about(i, Event{Kind: EventInstanceStopping, Cause: cause}))
+		c.record(c.about(i, Event{Kind: EventInstanceStopping, Status: failure, Cause: cause}))
 		c.failWaiters(i, StatusUnavailable)
 	}
 	if hard {
-		i.state = instanceKilling
+		c.record(c.about(i, Event{Kind: EventInstanceKilling, Cause: cause}))
+	}
+	c.goOn(i)
+}
+
+// goOn does what the shutdown of an instance needs, in the state that it is in.
+func (c *ManagerCore) goOn(i *instance) {
+	if i.state == instanceKilling {
 		c.closeFarEnds(i)
 		c.after(c.cfg.RequestTimeout, func() { c.kill(i) })
-		c.drained(i)
-		return
+	} else {
+		c.eachSession(i, func(slot uint32) { c.closeSession(slot, i.why) })
+		c.after(c.cfg.DrainTimeout, func() { c.shutdown(i, true, i.why) })
 	}
-	c.eachSession(i, func(slot uint32) { c.closeSession(slot, cause) })
-	c.after(c.cfg.DrainTimeout, func() { c.shutdown(i, true, cause) })
 	c.drained(i)
 }
 
@@ -186,26 +201,21 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 	delete(c.exchanges, i.execute) // it is not to be executed after all
 	c.closeFarEnds(i)
 	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
-	wanted := i.state >= instanceDraining
 	if i.failure != 0 {
-		wanted, status = false, i.failure
+		status = i.failure
 	}
 	waiters := i.waiters
 	i.waiters = nil
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
 
-	v := i.v
-	if !wanted {
-		c.backOff(v, i)
-	}
 	for _, w := range waiters {
 		if status.Success() {
 			status = StatusUnavailable
 		}
 		c.refuse(w.src, w.edge, w.messageID, startFailure(status))
 	}
-	if v.app.retiring {
-		c.retire(v.app)
+	if i.v.app.retiring {
+		c.retire(i.v.app)
 	}
 	c.restore()
 }
@@ -219,15 +229,17 @@ func startFailure(s Status) Status {
 	return StatusUnavailable
 }
 
-// backOff holds back starts at a vertex whose instances keep dying young.
-func (c *ManagerCore) backOff(v *vertex, i *instance) {
-	if i.ready != 0 && c.now-i.ready >= quickEnd || c.now-v.lastEnd > quickEnd+backOffTo {
+// backOff holds back starts at a vertex whose instances keep dying young. It is
+// a part of evolve.
+func (c *ManagerCore) backOff(i *instance, end *Event) {
+	v, now := i.v, end.At
+	if i.ready != 0 && now-i.ready >= quickEnd || now-v.lastEnd > quickEnd+backOffTo {
 		v.quickEnds = 0
 	}
 	v.quickEnds++
-	v.lastEnd = c.now
+	v.lastEnd = now
 	if n := v.quickEnds - quickEnds; n >= 0 {
-		v.notBefore = c.now + min(backOffFrom<<min(n, 10), backOffTo)
+		v.notBefore = now + min(backOffFrom<<min(n, 10), backOffTo)
 	}
 }
 
@@ -240,6 +252,9 @@ func (c *ManagerCore) restore() {
 		for _, v := range app.vertices {
 			if v.kind != Gateway || len(v.instances) > 0 {
 				continue
+			}
+			if c.storm && v.lastNode != nil && v.lastNode.lost {
+				continue // it may well run
 			}
 			if c.now < v.notBefore {
 				if !v.restartArmed {
@@ -305,12 +320,8 @@ func (c *ManagerCore) retire(app *cnapp) {
 			depth = v.depth
 		}
 	}
-	if depth < 0 {
-		c.apps = slices.DeleteFunc(c.apps, func(a *cnapp) bool { return a == app })
-		return
-	}
 	for _, v := range app.vertices {
-		if v.depth == depth {
+		if v.depth == depth && depth >= 0 {
 			for _, i := range slices.Clone(v.instances) {
 				c.shutdown(i, false, "undeployed")
 			}
@@ -349,8 +360,7 @@ func (c *ManagerCore) askHealth(i *instance) {
 			return
 		}
 	}
-	c.lastMessage++
-	i.healthAsked = c.lastMessage
+	i.healthAsked = c.messageID()
 	c.send(i.a, &InstanceHealthRequest{Header: Header{MessageID: i.healthAsked, SubType: ManagerToAgent},
 		ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: i.a.addr})
 }

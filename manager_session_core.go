@@ -155,11 +155,17 @@ func (c *ManagerCore) offer(src *instance, edge int, messageID int64, dst *insta
 	e := &src.v.edges[edge]
 	c.record(Event{Kind: EventSessionOffered, Graph: src.v.app.name, Source: src.id, Destination: dst.id,
 		Service: dst.v.service, Node: dst.a.addr, Plug: e.plug, Socket: e.socket, MessageID: messageID})
-	id := c.events[len(c.events)-1].Session
-	key := offerKey{src.id, messageID}
+	c.awaitAck(c.events[len(c.events)-1].Session)
+	c.answer(src, sessionAnswer{messageID, edge, dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
+}
+
+// awaitAck makes an offered session findable by its acknowledgment, and ends it
+// when none comes.
+func (c *ManagerCore) awaitAck(id SessionID) {
+	s := c.sessions.at(uint32(id))
+	key := offerKey{c.slots[s.src].id, s.messageID}
 	c.offers[key] = uint32(id)
 	c.expiries = append(c.expiries, offerExpiry{c.now + c.cfg.AckTimeout, key, id})
-	c.answer(src, sessionAnswer{messageID, edge, dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
 }
 
 // refuse answers a request with a failure.
@@ -171,9 +177,7 @@ func (c *ManagerCore) refuse(src *instance, edge int, messageID int64, status St
 	e := &src.v.edges[edge]
 	c.record(Event{Kind: EventSessionRefused, Graph: src.v.app.name, Node: src.a.addr, Source: src.id, Service: e.to.service,
 		Plug: e.plug, Socket: e.socket, MessageID: messageID, Status: status})
-	ans := sessionAnswer{messageID: messageID, edge: edge, status: status}
-	src.answers.add(ans)
-	c.answer(src, ans)
+	c.answer(src, sessionAnswer{messageID: messageID, edge: edge, status: status})
 }
 
 func (c *ManagerCore) answer(src *instance, ans sessionAnswer) {
@@ -211,7 +215,7 @@ func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 		c.lateAck(src, m)
 		return
 	}
-	c.takeOffer(key, slot)
+	c.takeOffer(key)
 	s := c.sessions.at(slot)
 	dst := c.slots[s.dst]
 	if m.Status.Success() && (m.SourcePlugPort == 0 || m.DestSocketNewPort == 0) {
@@ -260,14 +264,9 @@ func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
 	}, TypeSourceSessionCloseResponse, func(Status) {})
 }
 
-// takeOffer takes an offer out of the tables. Its answer stays known, for a
-// duplicate of the request.
-func (c *ManagerCore) takeOffer(key offerKey, slot uint32) {
+// takeOffer takes an offer out of the tables.
+func (c *ManagerCore) takeOffer(key offerKey) {
 	delete(c.offers, key)
-	s := c.sessions.at(slot)
-	src, dst := c.slots[s.src], c.slots[s.dst]
-	e := &src.v.edges[s.edge]
-	src.answers.add(sessionAnswer{key.messageID, int(s.edge), dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
 	// Most offers are acknowledged long before they expire.
 	if len(c.expiries) > 2*len(c.offers)+64 {
 		keep := c.expiries[:0]
@@ -354,7 +353,7 @@ func (c *ManagerCore) sessionClosed(slot uint32, status Status, cause string) {
 	src, dst := c.slots[s.src], c.slots[s.dst]
 	if s.state == SessionOffered {
 		if key := (offerKey{src.id, s.messageID}); c.offers[key] == slot {
-			c.takeOffer(key, slot)
+			c.takeOffer(key)
 		}
 	}
 	e := &src.v.edges[s.edge]
@@ -374,14 +373,25 @@ func (c *ManagerCore) sessionClosed(slot uint32, status Status, cause string) {
 // its destination.
 func (c *ManagerCore) closeSession(slot uint32, cause string) {
 	s := c.sessions.at(slot)
-	switch s.state {
-	case SessionOffered:
-		s.closeWhen = true
-		return
-	case SessionClosing:
+	if s.closeWhen && s.state == SessionOffered || s.state == SessionClosing {
 		return
 	}
-	s.state = SessionClosing
+	c.sessionClosing(slot, cause)
+	if s.state == SessionClosing {
+		c.askToClose(slot, cause)
+	}
+}
+
+// sessionClosing records that a session is to be closed by the Manager. One
+// that is only offered has no connection to name yet.
+func (c *ManagerCore) sessionClosing(slot uint32, cause string) {
+	s := c.sessionStatus(slot)
+	c.record(Event{Kind: EventSessionClosing, Graph: c.slots[c.sessions.at(slot).src].v.app.name, Session: s.ID,
+		Source: s.Source, Destination: s.Destination, Service: s.DestinationService, Plug: s.Plug, Socket: s.Socket,
+		PlugPort: s.PlugPort, NewPort: s.NewPort, MessageID: c.sessions.at(slot).messageID, Cause: cause})
+}
+
+func (c *ManagerCore) askToClose(slot uint32, cause string) {
 	id := c.sessions.id(slot)
 	closed := func(st Status) bool { return st.Success() || st == StatusNotFound || st == StatusGone }
 	end := func(status Status, how string) {
@@ -411,11 +421,12 @@ func (c *ManagerCore) closeSession(slot uint32, cause string) {
 func (c *ManagerCore) closeFarEnds(i *instance) {
 	c.eachSession(i, func(slot uint32) {
 		s := c.sessions.at(slot)
+		if !i.leaving && s.state != SessionClosing && !s.closeWhen {
+			c.sessionClosing(slot, "shutdown of "+i.v.service)
+		}
 		if s.state == SessionOffered {
-			s.closeWhen = true // there is no connection to name yet
 			return
 		}
-		s.state = SessionClosing
 		id := c.sessions.id(slot)
 		done := func(Status) {
 			if slot := c.sessions.lookup(id); slot != 0 {
@@ -452,11 +463,15 @@ func (c *ManagerCore) askDestination(slot uint32, done func(Status)) {
 }
 
 // askEnd asks an instance to close its end. One whose agent is away is not
-// waited for.
+// waited for, unless all are.
 func (c *ManagerCore) askEnd(i *instance, m Message, want Type, done func(Status)) {
+	timeout := c.cfg.RequestTimeout
 	if !i.a.up() {
-		done(StatusUnavailable)
-		return
+		if !c.resuming {
+			done(StatusUnavailable)
+			return
+		}
+		timeout = c.cfg.LostAfter
 	}
-	c.request(i.a, m, want, c.cfg.RequestTimeout, done)
+	c.request(i.a, m, want, timeout, done)
 }

@@ -107,6 +107,7 @@ type agent struct {
 	ports     portTable
 	strangers map[InstanceID]bool // run there and should not; being killed
 
+	here         bool // registered and not away since; after a recovery it may be so without a connection
 	awaySince    time.Duration
 	healthAsked  int64 // message id of the request under way, 0 when answered
 	healthMissed int
@@ -117,10 +118,10 @@ func (a *agent) up() bool { return a.conn != 0 }
 
 func (a *agent) state() AgentState {
 	switch {
-	case a.up():
-		return AgentUp
 	case a.lost:
 		return AgentIsLost
+	case a.here:
+		return AgentUp
 	}
 	return AgentIsAway
 }
@@ -135,20 +136,28 @@ type portTable struct {
 	next        uint16
 }
 
-// take returns a free port, 0 if there is none.
-func (p *portTable) take(id InstanceID, now time.Duration) uint16 {
-	for range int(p.last-p.first) + 1 {
-		port := max(p.next, p.first)
-		if p.next = port + 1; port >= p.last {
-			p.next = p.first
-		}
+// find returns the next free port from one on, 0 if there is none. The search
+// goes round: a port is used again as late as possible.
+func (p *portTable) find(from uint16, now time.Duration) uint16 {
+	if from < p.first || from > p.last {
+		from = p.first
+	}
+	for port := from; ; {
 		at, used := p.freed[port]
 		if p.held[port] == 0 && (!used || now-at >= p.linger) {
-			p.hold(port, id)
 			return port
 		}
+		if port = p.after(port); port == from {
+			return 0
+		}
 	}
-	return 0
+}
+
+func (p *portTable) after(port uint16) uint16 {
+	if port >= p.last {
+		return p.first
+	}
+	return port + 1
 }
 
 // available tells whether n ports can be taken.
@@ -204,8 +213,7 @@ type instance struct {
 	sockets []SocketPort
 	state   instanceState
 
-	started  time.Duration // when it was requested
-	ready    time.Duration // when it was ready
+	ready    time.Duration // when it was ready, 0 before
 	waiters  []waiter      // session requests that wait for it to be ready
 	execute  int64         // message id of the execution_request
 	killSent bool
@@ -293,13 +301,24 @@ func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 // and is open changes in evolve alone; the rest of the core's state is about
 // connections, requests under way and timers, and ends with the Manager.
 func (c *ManagerCore) record(ev Event) {
+	ev.At = c.now
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
 }
 
 // evolve applies an event to the state: it decides nothing and sends nothing.
+// The same events give the same state, be they recorded now or replayed.
 func (c *ManagerCore) evolve(ev *Event) {
 	switch ev.Kind {
+	case EventCheckpointBegan, EventCheckpointEnded:
+		c.evolveCheckpoint(ev)
+
+	case EventMessagesReserved:
+		c.reserved = max(c.reserved, ev.MessageID)
+
+	case EventStormBegan, EventStormEnded:
+		c.storm = ev.Kind == EventStormBegan
+
 	case EventAgentRegistered:
 		a := c.byAddr[ev.Node]
 		if a == nil {
@@ -308,18 +327,22 @@ func (c *ManagerCore) evolve(ev *Event) {
 			c.agents = append(c.agents, a)
 			c.byAddr[ev.Node] = a
 		}
-		a.lost = false
+		a.here, a.lost = true, false
+		d := detailOf[agentDetail](ev)
+		a.identity, a.services = d.Identity, d.Services
+		c.restoreAgent(a, &d)
 
 	case EventAgentAway:
-		c.byAddr[ev.Node].awaySince = c.now
+		a := c.byAddr[ev.Node]
+		a.here, a.awaySince = false, ev.At
 
 	case EventAgentLost:
 		a := c.byAddr[ev.Node]
-		a.lost, a.services = true, nil
+		a.here, a.lost, a.services = false, true, nil
 
 	case EventInstanceRequested:
 		a, v := c.byAddr[ev.Node], c.vertex(ev.Graph, ev.Vertex)
-		i := &instance{id: ev.Instance, v: v, a: a, sockets: ev.Sockets, started: c.now, idleSince: c.now}
+		i := &instance{id: ev.Instance, v: v, a: a, sockets: ev.Sockets, idleSince: ev.At}
 		if n := len(c.freeSlots); n > 0 {
 			i.slot, c.freeSlots = c.freeSlots[n-1], c.freeSlots[:n-1]
 			c.slots[i.slot] = i
@@ -336,26 +359,38 @@ func (c *ManagerCore) evolve(ev *Event) {
 		v.instances = append(v.instances, i)
 		v.lastNode = a
 		a.instances = append(a.instances, i)
-		for _, s := range i.sockets {
+		for n, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)
+			if n < len(v.sockets) && v.sockets[n].Port == 0 {
+				a.ports.next = a.ports.after(s.Port)
+			}
+		}
+		if c.restoring {
+			c.restoreInstance(i)
 		}
 
 	case EventInstanceReady:
 		i := c.instances[ev.Instance]
-		i.ready = c.now
+		i.ready = ev.At
 		if i.state == instanceStarting {
 			i.state = instanceRunning
 		}
 
 	case EventInstanceStopping:
 		i := c.instances[ev.Instance]
-		i.state, i.why = instanceDraining, ev.Cause
+		i.state, i.why, i.failure = instanceDraining, ev.Cause, ev.Status
+
+	case EventInstanceKilling:
+		c.instances[ev.Instance].state = instanceKilling
 
 	case EventInstanceEnded:
 		i := c.instances[ev.Instance]
+		if i.state < instanceDraining || i.failure != 0 {
+			c.backOff(i, ev)
+		}
 		i.state = instanceEnded
 		for _, s := range i.sockets {
-			i.a.ports.free(s.Port, c.now)
+			i.a.ports.free(s.Port, ev.At)
 		}
 		same := func(o *instance) bool { return o == i }
 		i.v.instances = slices.DeleteFunc(i.v.instances, same)
@@ -363,36 +398,81 @@ func (c *ManagerCore) evolve(ev *Event) {
 		delete(c.instances, i.id)
 		c.slots[i.slot] = nil
 		c.freeSlots = append(c.freeSlots, i.slot)
+		c.forgetRetired(i.v.app)
 
-	case EventSessionOffered:
-		src, dst := c.instances[ev.Source], c.instances[ev.Destination]
-		edge, _ := src.v.edge(ev.Plug)
-		ev.Session = c.sessions.id(c.sessions.offer(src.slot, dst.slot, uint16(edge), ev.MessageID))
-
-	case EventSessionOpened:
-		c.sessions.open(c.sessions.lookup(ev.Session), ev.PlugPort, ev.NewPort)
-
-	case EventSessionClosed:
-		slot := c.sessions.lookup(ev.Session)
-		s := c.sessions.at(slot)
-		src, dst := c.slots[s.src], c.slots[s.dst]
-		c.sessions.remove(slot)
-		for _, i := range [...]*instance{src, dst} {
-			if c.sessionsOf(i) == 0 {
-				i.idleSince = c.now
-			}
-		}
+	case EventSessionOffered, EventSessionOpened, EventSessionClosing, EventSessionClosed, EventSessionRefused:
+		c.evolveSession(ev)
 
 	case EventGraphDeployed:
-		if app := c.app(ev.Graph); app == nil {
-			c.apps = append(c.apps, newCNApp(c.graphs[ev.Graph]))
-		}
+		d := detailOf[graphDetail](ev)
+		app := newCNApp(d.Graph)
+		c.apps = append(c.apps, app)
+		c.restoreGraph(app, &d)
 
 	case EventGraphUndeployed:
-		c.app(ev.Graph).retiring = true
+		app := c.app(ev.Graph)
+		app.retiring = true
+		c.forgetRetired(app)
 
 	case EventHealthChanged:
 		c.instances[ev.Instance].status = ev.Status
+	}
+}
+
+func (c *ManagerCore) evolveSession(ev *Event) {
+	if c.restoring && ev.Kind != EventSessionClosed && ev.Kind != EventSessionRefused {
+		c.restoreSession(ev)
+		return
+	}
+	if ev.Kind == EventSessionOffered {
+		src, dst := c.instances[ev.Source], c.instances[ev.Destination]
+		edge, _ := src.v.edge(ev.Plug)
+		ev.Session = c.sessions.id(c.sessions.offer(src.slot, dst.slot, uint16(edge), ev.MessageID))
+		src.newestMessage = max(src.newestMessage, ev.MessageID)
+		return
+	}
+	if ev.Kind == EventSessionRefused {
+		// A request that names no edge, or another's instance, has no answer
+		// to remember.
+		if src := c.instances[ev.Source]; src != nil && ev.Socket != "" {
+			edge, _ := src.v.edge(ev.Plug)
+			src.answers.add(sessionAnswer{messageID: ev.MessageID, edge: edge, status: ev.Status})
+			src.newestMessage = max(src.newestMessage, ev.MessageID)
+		}
+		return
+	}
+	slot := c.sessions.lookup(ev.Session)
+	s := c.sessions.at(slot)
+	src, dst := c.slots[s.src], c.slots[s.dst]
+	switch {
+	case ev.Kind == EventSessionClosing && s.state == SessionOffered:
+		s.closeWhen = true
+		return
+	case ev.Kind == EventSessionClosing:
+		s.state = SessionClosing
+		return
+	}
+	if s.state == SessionOffered {
+		// The answer stays known, for a duplicate of the request.
+		src.answers.add(sessionAnswer{s.messageID, int(s.edge), dst.id, dst.a.addr, dst.port(src.v.edges[s.edge].socket), StatusOK})
+	}
+	if ev.Kind == EventSessionOpened {
+		c.sessions.open(slot, ev.PlugPort, ev.NewPort)
+		return
+	}
+	c.sessions.remove(slot)
+	for _, i := range [...]*instance{src, dst} {
+		if c.sessionsOf(i) == 0 {
+			i.idleSince = ev.At
+		}
+	}
+}
+
+// forgetRetired takes an undeployed graph of which nothing runs out of the
+// state.
+func (c *ManagerCore) forgetRetired(app *cnapp) {
+	if app.retiring && !slices.ContainsFunc(app.vertices, func(v *vertex) bool { return len(v.instances) > 0 }) {
+		c.apps = slices.DeleteFunc(c.apps, func(a *cnapp) bool { return a == app })
 	}
 }
 
@@ -453,6 +533,16 @@ type Snapshot struct {
 	Agents    []AgentStatus    // in the order of their first registration
 	Instances []InstanceStatus // in the order of their ids
 	Sessions  []SessionStatus  // in the order of their sources, then newest first
+	BackOffs  []BackOffStatus  // vertices whose instances keep dying young
+	Storm     bool             // so many agents are away that none is taken to be lost
+}
+
+// A BackOffStatus is a vertex in a Snapshot at which starts back off, since its
+// last instances all failed to start or ended soon after.
+type BackOffStatus struct {
+	Graph, Vertex, Service string
+	Ends                   int           // of young instances in a row
+	Next                   time.Duration // until the next start may be; 0 when it may be now
 }
 
 // A GraphStatus is a deployed graph in a Snapshot.
@@ -520,12 +610,15 @@ var instanceStates = [...]InstanceState{
 
 // Snapshot returns the state. Its Seq is left to whoever numbers the events.
 func (c *ManagerCore) Snapshot() Snapshot {
-	var s Snapshot
+	s := Snapshot{Storm: c.storm}
 	known := map[string]bool{}
 	for _, a := range c.apps {
 		s.Graphs = append(s.Graphs, GraphStatus{Name: a.name, Retiring: a.retiring})
 		for _, v := range a.vertices {
 			known[v.service] = true
+			if v.quickEnds >= quickEnds && c.now-v.lastEnd <= quickEnd+backOffTo {
+				s.BackOffs = append(s.BackOffs, BackOffStatus{a.name, v.name, v.service, v.quickEnds, max(0, v.notBefore-c.now)})
+			}
 		}
 	}
 	for _, a := range c.agents {
@@ -538,9 +631,13 @@ func (c *ManagerCore) Snapshot() Snapshot {
 		s.Agents = append(s.Agents, st)
 	}
 	for _, i := range c.inOrder() {
+		state := i.state
+		if state == instanceDraining && c.sessionsOf(i) == 0 {
+			state = instanceStopping // as drained will have it
+		}
 		s.Instances = append(s.Instances, InstanceStatus{
 			ID: i.id, Graph: i.v.app.name, Vertex: i.v.name, Service: i.v.service, Kind: i.v.kind,
-			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStates[i.state],
+			Node: i.a.addr, Sockets: slices.Clone(i.sockets), State: instanceStates[state],
 			Health: i.status, Sessions: c.sessionsOf(i),
 		})
 		for slot := c.sessions.ends[i.slot].srcHead; slot != 0; slot = c.sessions.at(slot).srcNext {

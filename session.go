@@ -53,7 +53,8 @@ type session struct {
 	newPort  uint16 // l
 
 	state     SessionState
-	closeWhen bool // close it as soon as it is acknowledged
+	closeWhen bool   // close it as soon as it is acknowledged
+	age       uint32 // counts the offers; it wraps
 }
 
 // sessionChunk is how many records are allocated together: the table grows
@@ -75,6 +76,7 @@ type sessionTable struct {
 	used   uint32 // slots handed out so far, slot 0 among them
 	free   uint32 // head of the list of free slots, linked by srcNext
 	live   int
+	offers uint32 // so far; it wraps
 
 	ends []sessionEnds // by instance slot
 
@@ -112,23 +114,40 @@ func (t *sessionTable) instance(slot, node uint32) {
 	t.ends[slot] = sessionEnds{node: node}
 }
 
+// next returns the id of the session that will be offered next.
+func (t *sessionTable) next() SessionID {
+	if t.free != 0 {
+		return SessionID(t.at(t.free).gen+1)<<32 | SessionID(t.free)
+	}
+	return 1<<32 | SessionID(max(t.used, 1))
+}
+
 // offer adds a session and returns its slot.
 func (t *sessionTable) offer(src, dst uint32, edge uint16, messageID int64) uint32 {
 	slot := t.free
 	if slot != 0 {
 		t.free = t.at(slot).srcNext
 	} else {
-		if t.used == 0 {
-			t.used = 1
-		}
-		slot = t.used
-		if int(slot/sessionChunk) == len(t.chunks) {
-			t.chunks = append(t.chunks, new([sessionChunk]session))
-		}
-		t.used++
+		slot = max(t.used, 1)
+		t.reach(slot)
 	}
+	t.place(slot, t.at(slot).gen+1, src, dst, edge, messageID)
+	return slot
+}
+
+// reach makes the table hold a slot.
+func (t *sessionTable) reach(slot uint32) {
+	for int(slot/sessionChunk) >= len(t.chunks) {
+		t.chunks = append(t.chunks, new([sessionChunk]session))
+	}
+	t.used = max(t.used, slot+1)
+}
+
+// place puts an offered session into a free slot that is in no list.
+func (t *sessionTable) place(slot, gen, src, dst uint32, edge uint16, messageID int64) {
 	s := t.at(slot)
-	*s = session{messageID: messageID, gen: s.gen + 1, src: src, dst: dst, edge: edge, state: SessionOffered}
+	t.offers++
+	*s = session{messageID: messageID, gen: gen, src: src, dst: dst, edge: edge, state: SessionOffered, age: t.offers}
 
 	from, to := &t.ends[src], &t.ends[dst]
 	if s.srcNext = from.srcHead; s.srcNext != 0 {
@@ -141,7 +160,6 @@ func (t *sessionTable) offer(src, dst uint32, edge uint16, messageID int64) uint
 	from.srcLen++
 	to.dstLen++
 	t.live++
-	return slot
 }
 
 // open notes the ports of an acknowledged session and makes it findable.
