@@ -157,7 +157,7 @@ func NewManagerCore(cfg ManagerConfig) *ManagerCore {
 		offers:    map[offerKey]uint32{},
 		waiting:   map[offerKey]bool{},
 		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{},
-		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage, reserved: cfg.FirstMessage,
+		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage, reserved: cfg.FirstMessage + messageBlock,
 	}
 	for _, g := range cfg.Graphs {
 		c.graphs[g.Name] = g

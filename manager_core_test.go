@@ -83,7 +83,8 @@ type managerStepper struct {
 	reader lineReader
 	now    time.Duration
 
-	steps      []managerStep // for a replay
+	history    []Event
+	steps      []managerStep // for doing the same again
 	transcript []byte        // of every output and event
 
 	conns  map[ConnID]netip.Addr // open; with the address that was accepted on it
@@ -247,6 +248,14 @@ func (s *managerStepper) step(in ManagerInput, line string) ([]ManagerOutput, []
 	in.Now = s.now
 	s.steps = append(s.steps, managerStep{in, line})
 	out, events := s.core.Step(in)
+	s.took(out, events)
+	return out, events
+}
+
+// took compares what a core returned with the model.
+func (s *managerStepper) took(out []ManagerOutput, events []Event) {
+	s.t.Helper()
+	s.history = append(s.history, events...)
 	s.transcript = appendManagerStep(s.t, s.transcript, out, events)
 	for _, ev := range events {
 		s.event(ev)
@@ -255,7 +264,19 @@ func (s *managerStepper) step(in ManagerInput, line string) ([]ManagerOutput, []
 		s.output(o)
 	}
 	s.checkCore()
-	return out, events
+}
+
+// restart has a core go on that was given the state of the one before.
+func (s *managerStepper) restart(core *ManagerCore) {
+	s.t.Helper()
+	s.core = core
+	for conn := range s.conns {
+		delete(s.conns, conn)
+	}
+	s.requests, s.past = nil, nil
+	clear(s.asked)
+	clear(s.answered)
+	s.took(core.Resume(s.now))
 }
 
 func appendManagerStep(t tester, b []byte, out []ManagerOutput, events []Event) []byte {
@@ -678,36 +699,26 @@ func (s *managerChaos) pass() {
 	s.step(ManagerInput{Kind: ManagerInputTime}, "")
 }
 
+// act does one of all that.
+func (s *managerChaos) act() {
+	actions := []func(){s.respond, s.respond, s.respond, s.respond, s.request, s.request, s.request, s.acknowledge, s.acknowledge,
+		s.closeInfo, s.command, s.garbage, s.pass, s.register, s.terminate, s.respondAgain,
+		func() {
+			if len(s.conns) > 0 && rapid.IntRange(0, 2).Draw(s.t, "lose") == 0 {
+				s.lost(rapid.SampledFrom(slices.Sorted(maps.Keys(s.conns))).Draw(s.t, "peer"))
+			}
+		}}
+	actions[rapid.IntRange(0, len(actions)-1).Draw(s.t, "action")]()
+}
+
 // Whatever arrives, from whomever, whenever: the invariants hold after every
 // step, nothing stays pending, and a replay gives the same, byte for byte.
 func TestManagerCoreChaos(t *testing.T) {
 	t.Parallel()
 	graphs := coreGraphs(t)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(1, 6).Draw(t, "ports"),
-			PortLinger:          time.Second,
-			SessionsPerInstance: rapid.IntRange(0, 2).Draw(t, "sessions per instance"),
-			InstancesPerService: rapid.IntRange(0, 2).Draw(t, "instances per service")}
-		s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
-		s.message(1, registerLine(1, coreNodes[0], "A, B, C, D", " ~ x_agent: one"))
-		s.message(2, registerLine(1, coreNodes[1], "A, B, C, D", " ~ x_agent: two"))
-		s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1000, Cmd: DeployCommand{"one"}}, "")
-		if rapid.Bool().Draw(t, "begin with a session") {
-			s.respond()
-			s.request()
-			s.respond()
-			s.acknowledge()
-		}
-		actions := []func(){s.respond, s.respond, s.respond, s.respond, s.request, s.request, s.request, s.acknowledge, s.acknowledge,
-			s.closeInfo, s.command, s.garbage, s.pass, s.register, s.terminate, s.respondAgain,
-			func() {
-				if len(s.conns) > 0 && rapid.IntRange(0, 2).Draw(t, "lose") == 0 {
-					s.lost(rapid.SampledFrom(slices.Sorted(maps.Keys(s.conns))).Draw(t, "peer"))
-				}
-			}}
-		for range rapid.IntRange(20, 150).Draw(t, "steps") {
-			actions[rapid.IntRange(0, len(actions)-1).Draw(t, "action")]()
-		}
+		var s *managerChaos
+		drawManagerChaos(t, graphs, 150, func(chaos *managerChaos) { s = chaos })
 		if snap := s.core.Snapshot(); len(snap.Instances) != len(s.live) || len(snap.Sessions) != len(s.open) {
 			t.Fatalf("the snapshot has %d instances and %d sessions, want %d and %d", len(snap.Instances), len(snap.Sessions), len(s.live), len(s.open))
 		}

@@ -61,9 +61,8 @@ type (
 	checkpointDetail struct {
 		LastInstance InstanceID `json:"last_instance,omitempty"`
 		Storm        bool       `json:"storm,omitempty"`
-		Used         uint32     `json:"used,omitempty"`   // slots of sessions
-		Offers       uint32     `json:"offers,omitempty"` // so far
-		Free         []uint32   `json:"free,omitempty"`   // slots of sessions, and how often each was used
+		Used         uint32     `json:"used,omitempty"` // slots of sessions
+		Free         []uint32   `json:"free,omitempty"` // slots of sessions, and how often each was used
 		Uses         []uint32   `json:"uses,omitempty"`
 	}
 )
@@ -290,7 +289,7 @@ func (c *ManagerCore) Checkpoint() []Event {
 		}
 		add(ev)
 	}
-	d := checkpointDetail{Used: t.used, Offers: t.offers}
+	d := checkpointDetail{Used: t.used}
 	for slot := t.free; slot != 0; slot = t.at(slot).srcNext {
 		d.Free, d.Uses = append(d.Free, slot), append(d.Uses, t.at(slot).gen)
 	}
@@ -327,7 +326,6 @@ func (c *ManagerCore) evolveCheckpoint(ev *Event) {
 	if d.Used > 0 {
 		t.reach(d.Used - 1)
 	}
-	t.offers = d.Offers
 	for n := len(d.Free) - 1; n >= 0; n-- {
 		*t.at(d.Free[n]) = session{gen: d.Uses[n], srcNext: t.free}
 		t.free = d.Free[n]
@@ -390,7 +388,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 	c.now = max(c.now, now)
 	c.restoring, c.resuming = false, true
 	c.lastMessage = max(c.lastMessage, c.reserved)
-	c.record(Event{Kind: EventManagerStarted, Cause: fmt.Sprintf("%d agents, %d instances, %d sessions", len(c.agents), len(c.instances), c.sessions.live)})
+	c.record(Event{Kind: EventManagerStarted, MessageID: c.lastMessage + messageBlock, Cause: fmt.Sprintf("%d agents, %d instances, %d sessions", len(c.agents), len(c.instances), c.sessions.live)})
 
 	for _, a := range c.agents {
 		if a.here {

@@ -178,9 +178,6 @@ func (p *portTable) available(n int, now time.Duration) bool {
 }
 
 func (p *portTable) hold(port uint16, id InstanceID) {
-	if p.held == nil {
-		p.held, p.freed = map[uint16]InstanceID{}, map[uint16]time.Duration{}
-	}
 	p.held[port] = id
 	delete(p.freed, port)
 }
@@ -313,7 +310,7 @@ func (c *ManagerCore) evolve(ev *Event) {
 	case EventCheckpointBegan, EventCheckpointEnded:
 		c.evolveCheckpoint(ev)
 
-	case EventMessagesReserved:
+	case EventMessagesReserved, EventManagerStarted:
 		c.reserved = max(c.reserved, ev.MessageID)
 
 	case EventStormBegan, EventStormEnded:
@@ -323,7 +320,8 @@ func (c *ManagerCore) evolve(ev *Event) {
 		a := c.byAddr[ev.Node]
 		if a == nil {
 			a = &agent{index: uint32(len(c.agents)), addr: ev.Node}
-			a.ports = portTable{first: c.cfg.FirstPort, last: c.cfg.LastPort, linger: c.cfg.PortLinger}
+			a.ports = portTable{first: c.cfg.FirstPort, last: c.cfg.LastPort, linger: c.cfg.PortLinger,
+				held: map[uint16]InstanceID{}, freed: map[uint16]time.Duration{}}
 			c.agents = append(c.agents, a)
 			c.byAddr[ev.Node] = a
 		}
@@ -357,16 +355,17 @@ func (c *ManagerCore) evolve(ev *Event) {
 		c.instances[i.id] = i
 		c.lastInstance = max(c.lastInstance, i.id)
 		v.instances = append(v.instances, i)
-		v.lastNode = a
 		a.instances = append(a.instances, i)
 		for n, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)
-			if n < len(v.sockets) && v.sockets[n].Port == 0 {
+			if n < len(v.sockets) && v.sockets[n].Port == 0 && !c.restoring {
 				a.ports.next = a.ports.after(s.Port)
 			}
 		}
 		if c.restoring {
 			c.restoreInstance(i)
+		} else {
+			v.lastNode = a
 		}
 
 	case EventInstanceReady:

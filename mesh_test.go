@@ -77,6 +77,9 @@ func newMemMesh(t testing.TB, cfg ManagerConfig, nodes int) *mesh {
 func (s *mesh) start(cfg ManagerConfig) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	cfg.Transport, cfg.Address, cfg.FirstInstance = s.managers, s.address, 1
+	if cfg.StormBrake == 0 {
+		cfg.StormBrake = -1 // one agent of two is most of them
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = testLogger("manager")
 	}

@@ -1,0 +1,251 @@
+package ssmmp
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// passing are the fields of a Manager's core that end with it: connections,
+// requests under way, timers, and what is found again from the rest. All others
+// are its durable state, so that a new field is compared until it is named here.
+var passing = map[string]string{
+	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations " +
+		"restoring restoreTo restored resuming now slots freeSlots instances byAddr",
+	"agent":        "index conn healthAsked healthMissed heard",
+	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage",
+	"vertex":       "app edges plugs sockets depth nextRelief restartArmed",
+	"cnapp":        "byName",
+	"sessionTable": "ends index indexed",
+	"session":      "srcNext srcPrev dstNext dstPrev age",
+}
+
+// durableState writes down the durable part of a core's state: all of it but
+// what passing names, by reflection.
+func durableState(c *ManagerCore) string {
+	var b strings.Builder
+	var dump func(v reflect.Value, within string)
+	fields := func(v reflect.Value) {
+		skip := strings.Fields(passing[v.Type().Name()])
+		for i := range v.NumField() {
+			if name := v.Type().Field(i).Name; !slices.Contains(skip, name) {
+				fmt.Fprintf(&b, "%s.%s ", v.Type().Name(), name)
+				dump(v.Field(i), v.Type().Name())
+			}
+		}
+	}
+	dump = func(v reflect.Value, within string) {
+		switch v.Kind() {
+		case reflect.Pointer:
+			switch {
+			case v.IsNil():
+				fmt.Fprintln(&b, "none")
+			case v.Type() == reflect.TypeFor[*agent]() && within != "ManagerCore":
+				fmt.Fprintln(&b, "agent", v.Elem().FieldByName("addr"))
+			case v.Type() == reflect.TypeFor[*instance]() && within != "ManagerCore":
+				fmt.Fprintln(&b, "instance", v.Elem().FieldByName("id"))
+			case v.Type() == reflect.TypeFor[*vertex]() && within == "instance":
+				fmt.Fprintln(&b, "vertex", v.Elem().FieldByName("app").Elem().FieldByName("name"), v.Elem().FieldByName("name"))
+			default:
+				dump(v.Elem(), within)
+			}
+		case reflect.Slice:
+			fmt.Fprintf(&b, "%d [\n", v.Len())
+			for i := range v.Len() {
+				dump(v.Index(i), within)
+			}
+			fmt.Fprintln(&b, "]")
+		case reflect.Struct:
+			switch v.Type() {
+			case reflect.TypeFor[netip.Addr]():
+				fmt.Fprintln(&b, v)
+			case reflect.TypeFor[portTable]():
+				p := v.Addr().UnsafePointer()
+				dumpPorts(&b, (*portTable)(p), c.now)
+			case reflect.TypeFor[sessionTable]():
+				dumpSessions(&b, c)
+			case reflect.TypeFor[answerRing]():
+				dumpAnswers(&b, (*answerRing)(v.Addr().UnsafePointer()))
+			default:
+				fields(v)
+			}
+		case reflect.Map, reflect.Func, reflect.Interface, reflect.Chan:
+			panic("durableState knows no " + v.Type().String() + " in " + within)
+		default:
+			fmt.Fprintln(&b, v)
+		}
+	}
+	dump(reflect.ValueOf(c).Elem(), "")
+	for _, i := range c.inOrder() {
+		state := i.state
+		i.state = min(state, instanceKilling)
+		if state == instanceStopping {
+			i.state = instanceDraining // the request of a graceful shutdown is sent again
+		}
+		dump(reflect.ValueOf(i).Elem(), "ManagerCore")
+		i.state = state
+	}
+	return b.String()
+}
+
+func dumpPorts(b *strings.Builder, p *portTable, now time.Duration) {
+	for _, port := range slices.Sorted(maps.Keys(p.held)) {
+		fmt.Fprintln(b, "held", port, p.held[port])
+	}
+	for _, port := range slices.Sorted(maps.Keys(p.freed)) {
+		if now-p.freed[port] < p.linger {
+			fmt.Fprintln(b, "freed", port, p.freed[port])
+		}
+	}
+	fmt.Fprintln(b, p.first, p.last, p.linger, max(p.next, p.first))
+}
+
+func dumpSessions(b *strings.Builder, c *ManagerCore) {
+	t := &c.sessions
+	fmt.Fprintln(b, t.used, t.live)
+	for slot := uint32(1); slot < t.used; slot++ {
+		s := *t.at(slot)
+		fmt.Fprintln(b, slot, s.gen, s.messageID, s.state, s.closeWhen, s.plugPort, s.newPort)
+		if s.state != 0 {
+			fmt.Fprintln(b, c.slots[s.src].id, c.slots[s.dst].id, s.edge)
+		}
+	}
+	for slot := t.free; slot != 0; slot = t.at(slot).srcNext {
+		fmt.Fprint(b, "free ", slot, "\n")
+	}
+	for _, i := range c.inOrder() {
+		fmt.Fprintln(b, "sessions of", i.id)
+		c.eachSession(i, func(slot uint32) { fmt.Fprintln(b, slot) })
+	}
+}
+
+func dumpAnswers(b *strings.Builder, r *answerRing) {
+	for n := range r.ring {
+		fmt.Fprintln(b, r.ring[(r.next+n)%len(r.ring)])
+	}
+}
+
+func sameState(t tester, what string, got, want *ManagerCore) {
+	t.Helper()
+	if a, b := durableState(got), durableState(want); a != b {
+		as, bs := strings.Split(a, "\n"), strings.Split(b, "\n")
+		for i := range min(len(as), len(bs)) {
+			if as[i] != bs[i] {
+				from := max(0, i-12)
+				t.Fatalf("%s: line %d of the state is %q, want %q, after\n%s", what, i, as[i], bs[i], strings.Join(bs[from:i], "\n"))
+			}
+		}
+		t.Fatalf("%s: the state has %d lines, want %d", what, len(as), len(bs))
+	}
+	if a, b := got.Snapshot(), want.Snapshot(); !reflect.DeepEqual(a, b) {
+		t.Fatalf("%s: the snapshot is\n%+v, want\n%+v", what, a, b)
+	}
+}
+
+func replayEvents(t tester, cfg ManagerConfig, events []Event) *ManagerCore {
+	t.Helper()
+	c := NewManagerCore(cfg)
+	for n, ev := range events {
+		// As a store gives it back.
+		kept, err := DecodeEvents(nil, AppendEvents(nil, []Event{ev}))
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		if err := c.Replay(kept[0]); err != nil {
+			t.Fatalf("event %d of %d: %v", n, len(events), err)
+		}
+	}
+	return c
+}
+
+// drawManagerChaos makes a core with a history, which was drawn.
+func drawManagerChaos(t *rapid.T, graphs []*Graph, steps int, each func(s *managerChaos)) {
+	cfg := ManagerConfig{Graphs: graphs, FirstPort: 54000, LastPort: 54000 + rapid.Uint16Range(1, 6).Draw(t, "ports"),
+		PortLinger:          time.Second,
+		SessionsPerInstance: rapid.IntRange(0, 2).Draw(t, "sessions per instance"),
+		InstancesPerService: rapid.IntRange(0, 2).Draw(t, "instances per service")}
+	s := &managerChaos{managerStepper: newManagerStepper(t, cfg), t: t, lastConn: 2}
+	s.message(1, registerLine(1, coreNodes[0], "A, B, C, D", " ~ x_agent: one"))
+	s.message(2, registerLine(1, coreNodes[1], "A, B, C, D", " ~ x_agent: two"))
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1000, Cmd: DeployCommand{"one"}}, "")
+	if rapid.Bool().Draw(t, "begin with a session") {
+		s.respond()
+		s.request()
+		s.respond()
+		s.acknowledge()
+	}
+	for range rapid.IntRange(20, steps).Draw(t, "steps") {
+		s.act()
+		each(s)
+	}
+}
+
+// After any history the events replayed give the state back, a checkpoint gives
+// it as well, and the events after a checkpoint fit on it.
+func TestManagerReplay(t *testing.T) {
+	t.Parallel()
+	graphs := coreGraphs(t)
+	rapid.Check(t, func(t *rapid.T) {
+		var follower *ManagerCore   // gets the events as they come
+		var fromMiddle *ManagerCore // gets a checkpoint and the events after it
+		seen := 0
+		drawManagerChaos(t, graphs, 100, func(s *managerChaos) {
+			if follower == nil {
+				follower = NewManagerCore(s.cfg)
+			}
+			for ; seen < len(s.history); seen++ {
+				if err := follower.Replay(s.history[seen]); err != nil {
+					t.Fatalf("%v", err)
+				}
+				if fromMiddle != nil {
+					if err := fromMiddle.Replay(s.history[seen]); err != nil {
+						t.Fatalf("after a checkpoint: %v", err)
+					}
+				}
+			}
+			follower.now = s.core.now
+			sameState(t, "replayed", follower, s.core)
+			if rapid.IntRange(0, 19).Draw(t, "checkpoint") == 0 {
+				events := s.core.Checkpoint()
+				fromMiddle = replayEvents(t, s.cfg, events)
+				if again := fromMiddle.Checkpoint(); !reflect.DeepEqual(again, events) {
+					t.Fatalf("the checkpoint of a checkpoint is\n%+v, want\n%+v", again, events)
+				}
+			}
+			if fromMiddle != nil {
+				fromMiddle.now = s.core.now
+				sameState(t, "from a checkpoint", fromMiddle, s.core)
+			}
+		})
+	})
+}
+
+// A core that resumes comes to an end with all that was pending: agents that
+// come back with what they run, or do not come at all.
+func TestManagerResume(t *testing.T) {
+	t.Parallel()
+	graphs := coreGraphs(t)
+	rapid.Check(t, func(t *rapid.T) {
+		var s *managerChaos
+		drawManagerChaos(t, graphs, 80, func(chaos *managerChaos) { s = chaos })
+		var core *ManagerCore
+		if rapid.Bool().Draw(t, "from a checkpoint") {
+			core = replayEvents(t, s.cfg, s.core.Checkpoint())
+		} else {
+			core = replayEvents(t, s.cfg, s.history)
+		}
+		s.now += rapid.SampledFrom([]time.Duration{0, time.Second, time.Hour}).Draw(t, "without a Manager")
+		s.restart(core)
+		for range rapid.IntRange(0, 40).Draw(t, "steps after") {
+			s.act()
+		}
+		s.settle()
+	})
+}
