@@ -141,6 +141,7 @@
 //	manager_state_core.go     its state, evolve, Snapshot
 //	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
 //	manager_session_core.go   requests, offers, acknowledgments, closing
+//	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
 //	manager.go, history.go    the Manager's runtime; the events that are kept
 //	agent_core.go             the agent's Step: what the Manager asks
 //	agent_execution_core.go   executing and ending instances
