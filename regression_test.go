@@ -154,7 +154,7 @@ func TestAgentKillsOnce(t *testing.T) {
 // sessionCore returns a Manager's core with a session offered from instance 1 to
 // instance 2, both on one node, and what steps it.
 func sessionCore(t *testing.T) (c *ManagerCore, say func(conn ConnID, line string) []ManagerOutput, pass func(time.Duration) []ManagerOutput) {
-	cfg := (&ManagerConfig{Graphs: coreGraphs(t), FirstInstance: 1, HealthPeriod: time.Hour, LostAfter: 10 * time.Minute}).WithDefaults()
+	cfg := (&ManagerConfig{Graphs: coreGraphs(t), FirstInstance: 1, HealthPeriod: time.Hour, LostAfter: 10 * time.Minute, StormBrake: -1}).WithDefaults()
 	cfg.FirstMessage = 0
 	c = NewManagerCore(cfg)
 	now := time.Duration(0)
