@@ -461,18 +461,20 @@ func (c *AgentCore) connLost(conn ConnID) {
 		c.manager, c.registered = 0, false
 		for _, i := range c.inOrder() {
 			c.failInFlight(i)
+			i.healthID = 0
 		}
 		return
 	}
 	if i := c.conns[conn]; i != nil && i.conn == conn {
 		i.conn = 0
-		clear(i.inFlight)
+		c.failInFlight(i)
 	}
 	delete(c.conns, conn)
 }
 
-// failInFlight answers the session requests that the Manager will not answer
-// any more.
+// failInFlight answers the session requests whose answers cannot reach the
+// instance any more, and tells the Manager that it will use no session that
+// was, or will be, granted to them.
 func (c *AgentCore) failInFlight(i *agentInstance) {
 	ids := make([]int64, 0, len(i.inFlight))
 	for id := range i.inFlight {
@@ -480,7 +482,11 @@ func (c *AgentCore) failInFlight(i *agentInstance) {
 	}
 	slices.Sort(ids)
 	for _, id := range ids {
-		c.answerSession(i, id, i.plugs[i.inFlight[id]], StatusUnavailable, reasonManagerAway)
+		if i.conn != 0 {
+			c.answerSession(i, id, i.plugs[i.inFlight[id]], StatusUnavailable, reasonManagerAway)
+		}
+		c.toManager(&SessionAck{Header: Header{MessageID: id, SubType: AgentToManager},
+			SourceServiceName: i.service, SourceServiceInstanceID: i.id, Status: StatusCanceled})
 	}
 	clear(i.inFlight)
 }

@@ -82,8 +82,8 @@ func (c *AgentCore) bind(conn ConnID, m Message, p Proof) *agentInstance {
 	}
 	if i.conn != 0 {
 		// It came back before its old connection was seen to end.
+		c.failInFlight(i)
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: i.conn})
-		clear(i.inFlight)
 	}
 	c.conns[conn] = i
 	i.conn, i.wasBound, i.probed = conn, true, false

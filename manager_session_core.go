@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -128,6 +129,21 @@ func (c *ManagerCore) wait(i *instance, w waiter) {
 	c.waiting[offerKey{w.src.id, w.messageID}] = true
 }
 
+// giveUp refuses a request that waits: whoever asked said that it needs no
+// session any more.
+func (c *ManagerCore) giveUp(src *instance, messageID int64, status Status) {
+	for edge, e := range src.v.edges {
+		for _, i := range e.to.instances {
+			n := slices.Index(i.waiters, waiter{src, edge, messageID})
+			if n >= 0 {
+				i.waiters = slices.Delete(i.waiters, n, n+1)
+				c.refuse(src, edge, messageID, status)
+				return
+			}
+		}
+	}
+}
+
 func (c *ManagerCore) serveWaiters(i *instance) {
 	waiters := i.waiters
 	i.waiters = nil
@@ -210,6 +226,10 @@ func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 	}
 	key := offerKey{src.id, m.MessageID}
 	slot := c.offers[key]
+	if slot == 0 && c.waiting[key] && !m.Status.Success() {
+		c.giveUp(src, m.MessageID, m.Status)
+		return
+	}
 	if slot == 0 {
 		c.dropped++ // a duplicate, or too late
 		c.lateAck(src, m)
