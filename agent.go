@@ -76,7 +76,9 @@ func (c *AgentConfig) Validate() error {
 		}
 	}
 	names := map[string]bool{}
+	letters := 0
 	for i, e := range c.Repository {
+		letters += len(e.Service) + len(", ")
 		field := fmt.Sprintf("Repository[%d]", i)
 		switch {
 		case !ValidName(e.Service):
@@ -96,6 +98,9 @@ func (c *AgentConfig) Validate() error {
 		if e.StopSignal != "" && !slices.Contains(stopSignals, e.StopSignal) {
 			fault(field+".StopSignal", strconv.Quote(e.StopSignal), "not one of "+strings.Join(stopSignals, ", "))
 		}
+	}
+	if letters > MaxLine/2 {
+		fault("Repository", fmt.Sprintf("%d entries", len(c.Repository)), fmt.Sprintf("their names have more than the %d bytes that a registration can hold", MaxLine/2))
 	}
 	for _, d := range []struct {
 		field string

@@ -135,6 +135,7 @@
 //	codec_reader.go           Decoder: messages from a stream
 //	codec_text.go             the form for people
 //	graph.go                  the abstract graph; graph_builder, graph_file, graph_validate, graph_dot
+//	repository_file.go        the file of what an agent can execute; json_reader.go: how both files are read
 //	session.go                the Manager's table of sessions
 //	policy.go                 placement, balancing, scaling
 //	manager_core.go           the Manager's Step: registration, monitoring, commands, timers

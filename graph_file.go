@@ -8,16 +8,10 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
-	"unicode/utf8"
 )
 
 // MaxGraphFile is the greatest size in bytes of a graph's JSON form.
 const MaxGraphFile = 16 << 20
-
-// errUnknownField is what a graphReader's field function answers to a key that
-// its object does not have.
-var errUnknownField = errors.New("unknown field")
 
 // A GraphFileError says where a text is not the JSON form of a graph.
 type GraphFileError struct {
@@ -95,8 +89,9 @@ func (g *Graph) UnmarshalJSON(data []byte) error {
 	if len(data) > MaxGraphFile {
 		return &GraphFileError{Reason: fmt.Sprintf("larger than %d bytes", MaxGraphFile)}
 	}
-	r := &graphReader{data: data, dec: json.NewDecoder(bytes.NewReader(data))}
-	r.dec.UseNumber()
+	r := graphReader{newJSONReader(data, func(line, column int, field, reason string) error {
+		return &GraphFileError{line, column, field, reason}
+	})}
 	if err := r.checkSyntax(); err != nil {
 		return err
 	}
@@ -200,31 +195,10 @@ func quoteJSON(s string) string {
 	return string(quoted)
 }
 
-// A graphReader walks the tokens of a graph's JSON form. Unlike json.Unmarshal
-// it refuses a key given twice or in another case, and knows where it is.
-type graphReader struct {
-	data  []byte
-	dec   *json.Decoder
-	at    int    // offset of the last token
-	field string // that is being read
-}
+// A graphReader reads a graph's JSON form, to its first fault.
+type graphReader struct{ *jsonReader }
 
-// checkSyntax checks that the whole text is one JSON value, so that later the
-// tokens can only be wrong in what they mean.
-func (r *graphReader) checkSyntax() error {
-	var value json.RawMessage
-	err := json.Unmarshal(r.data, &value)
-	if err == nil {
-		return nil
-	}
-	r.at = len(r.data)
-	if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) && !strings.HasPrefix(err.Error(), "unexpected end") {
-		r.at = int(syntax.Offset) - 1 // Offset is after the offending byte
-	}
-	return r.fail("%v", err)
-}
-
-func (r *graphReader) graph() (g Graph, err error) {
+func (r graphReader) graph() (g Graph, err error) {
 	err = r.object(func(key string) error {
 		switch key {
 		case "name":
@@ -259,7 +233,7 @@ func (r *graphReader) graph() (g Graph, err error) {
 	return g, err
 }
 
-func (r *graphReader) service() (s Service, err error) {
+func (r graphReader) service() (s Service, err error) {
 	err = r.object(func(key string) error {
 		switch key {
 		case "name":
@@ -292,7 +266,7 @@ func (r *graphReader) service() (s Service, err error) {
 	return s, err
 }
 
-func (r *graphReader) socket() (s Socket, err error) {
+func (r graphReader) socket() (s Socket, err error) {
 	err = r.object(func(key string) error {
 		switch key {
 		case "name":
@@ -305,76 +279,7 @@ func (r *graphReader) socket() (s Socket, err error) {
 	return s, err
 }
 
-// object reads an object; read reads the value of one of its keys.
-func (r *graphReader) object(read func(key string) error) error {
-	if err := r.open('{', "an object"); err != nil {
-		return err
-	}
-	outer := r.field
-	var seen []string
-	for r.dec.More() {
-		token, err := r.token()
-		if err != nil {
-			return err
-		}
-		key, _ := token.(string) // the syntax is checked: a key is a string
-		if slices.Contains(seen, key) {
-			return r.fail("the field %s is given twice", displayName(key))
-		}
-		seen = append(seen, key)
-		r.field = key
-		err = read(key)
-		if err == errUnknownField { // and no token was read since the key
-			r.field = outer
-			return r.fail("unknown field %s", displayName(key))
-		}
-		if err != nil {
-			return err
-		}
-		r.field = outer
-	}
-	_, err := r.token() // the closing brace
-	return err
-}
-
-// array reads an array; read reads one of its items.
-func (r *graphReader) array(read func() error) error {
-	if err := r.open('[', "an array"); err != nil {
-		return err
-	}
-	for r.dec.More() {
-		if err := read(); err != nil {
-			return err
-		}
-	}
-	_, err := r.token() // the closing bracket
-	return err
-}
-
-// texts reads an object all of whose values are strings.
-func (r *graphReader) texts(fields map[string]*string) error {
-	return r.object(func(key string) error {
-		if s, ok := fields[key]; ok {
-			return r.text(s)
-		}
-		return errUnknownField
-	})
-}
-
-func (r *graphReader) text(s *string) error {
-	token, err := r.token()
-	if err != nil {
-		return err
-	}
-	text, ok := token.(string)
-	if !ok {
-		return r.fail("want a string, found %s", tokenName(token))
-	}
-	*s = text
-	return nil
-}
-
-func (r *graphReader) port(port *uint16) error {
+func (r graphReader) port(port *uint16) error {
 	token, err := r.token()
 	if err != nil {
 		return err
@@ -389,58 +294,4 @@ func (r *graphReader) port(port *uint16) error {
 	}
 	*port = uint16(n)
 	return nil
-}
-
-// open reads the delimiter that begins an object or an array.
-func (r *graphReader) open(delim json.Delim, want string) error {
-	token, err := r.token()
-	if err != nil {
-		return err
-	}
-	if token != delim {
-		return r.fail("want %s, found %s", want, tokenName(token))
-	}
-	return nil
-}
-
-// token reads the next token and notes where it begins.
-func (r *graphReader) token() (json.Token, error) {
-	r.at = int(r.dec.InputOffset())
-	for r.at < len(r.data) && strings.IndexByte(" \t\r\n,:", r.data[r.at]) >= 0 {
-		r.at++
-	}
-	token, err := r.dec.Token()
-	if err != nil {
-		return nil, r.fail("%v", err)
-	}
-	return token, nil
-}
-
-// fail returns the error for the token at r.at.
-func (r *graphReader) fail(format string, args ...any) error {
-	before := r.data[:min(max(r.at, 0), len(r.data))]
-	return &GraphFileError{
-		Line:   bytes.Count(before, []byte{'\n'}) + 1,
-		Column: utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]) + 1,
-		Field:  r.field,
-		Reason: fmt.Sprintf(format, args...),
-	}
-}
-
-func tokenName(token json.Token) string {
-	switch t := token.(type) {
-	case json.Delim:
-		if t == '{' {
-			return "an object"
-		}
-		return "an array"
-	case string:
-		return "a string"
-	case json.Number:
-		return "a number"
-	case bool:
-		return "a boolean"
-	default:
-		return "null"
-	}
 }
