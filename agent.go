@@ -248,7 +248,7 @@ func (a *Agent) reachManager(ctx context.Context) {
 		cancel()
 		if err != nil {
 			a.log.Warn("cannot reach the Manager", "address", a.cfg.Manager, "error", err, "again in", wait)
-		} else if a.managerConn(conn) {
+		} else if a.managerConn(ctx, conn) {
 			wait = a.cfg.BackOffFrom
 		}
 		// Full jitter: agents that lost their Manager together come back apart.
@@ -261,7 +261,7 @@ func (a *Agent) reachManager(ctx context.Context) {
 
 // managerConn serves one connection to the Manager and tells whether the
 // Manager registered this agent on it.
-func (a *Agent) managerConn(conn net.Conn) bool {
+func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 	l := a.open(conn)
 	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: l.id})
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
@@ -275,7 +275,9 @@ func (a *Agent) managerConn(conn net.Conn) bool {
 	}, a.badLine(l, ActorManager, a.log))
 	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
-	a.log.Warn("connection to the Manager ended", "error", err)
+	if ctx.Err() == nil {
+		a.log.Warn("connection to the Manager ended", "error", err)
+	}
 	return registered
 }
 
