@@ -174,8 +174,13 @@ func TestClusterCrashNode(t *testing.T) {
 		}
 		begin := time.Now()
 		synctest.Wait()
-		if c.the("A").ID != a.ID {
-			t.Error("the Manager was told")
+		for _, agent := range c.Snapshot().Agents {
+			if agent.State != ssmmp.AgentUp {
+				t.Errorf("the Manager was told of agent %s", agent.Address)
+			}
+		}
+		if len(c.Snapshot().Sessions) != 1 {
+			t.Error("the other end of the session was told")
 		}
 		c.settle()
 		if d := time.Since(begin); d < time.Minute || d > 2*time.Minute {
@@ -230,6 +235,9 @@ func TestClusterCrashManager(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newTestCluster(t, 2)
 		user := c.hold("hold PA")
+		c.ask("via PA via PB echo x")
+		b := c.the("B")
+		c.must(c.Kill(b.ID)) // the next Manager cannot hear of it from its agent
 		c.settle()
 		before := c.Running()
 		c.must(c.CrashManager())
@@ -256,7 +264,7 @@ func TestClusterCrashManager(t *testing.T) {
 		}
 		c.must(c.Deploy(c.ctx))
 		c.settle()
-		if g := c.the("G"); g.ID <= before[len(before)-1] {
+		if g := c.the("G"); g.ID <= b.ID {
 			t.Errorf("instance id %d was used before", g.ID)
 		}
 		if got := c.ask("via PA echo again"); got != "again" {
@@ -363,6 +371,107 @@ func TestClusterPanics(t *testing.T) {
 			t.Errorf("ends %v, want one of D and some of B", ends)
 		}
 	})
+}
+
+// What a Manager could be wrong about, by a view that is wrong in one thing.
+func TestClusterViews(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		user := c.hold("hold PA")
+		c.settle()
+		right := c.Snapshot()
+		instance := func(change func(*ssmmp.InstanceStatus)) ssmmp.Snapshot {
+			s := right
+			s.Instances = slices.Clone(s.Instances)
+			change(&s.Instances[1])
+			return s
+		}
+		sessions := func(all ...ssmmp.SessionStatus) ssmmp.Snapshot {
+			s := right
+			s.Sessions = all
+			return s
+		}
+		closing, elsewhere := right.Sessions[0], right.Sessions[0]
+		closing.State, elsewhere.PlugPort = ssmmp.SessionClosing, 1
+		without := right
+		without.Instances = right.Instances[1:]
+		retiring := right
+		retiring.Graphs = []ssmmp.GraphStatus{{Name: "chain", Retiring: true}}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, tt := range []struct {
+			name   string
+			differ func(ssmmp.Snapshot) string
+			view   ssmmp.Snapshot
+			want   string
+		}{
+			{"right", c.agentsDiffer, right, ""},
+			{"right", c.gatewaysDiffer, right, ""},
+			{"right", c.instancesDiffer, right, ""},
+			{"right", c.sessionsDiffer, right, ""},
+			{"an agent missed", c.agentsDiffer, ssmmp.Snapshot{Agents: right.Agents[1:]}, "is not registered"},
+			{"a gateway missed", c.gatewaysDiffer, without, "gateway G does not run"},
+			{"an end", c.gatewaysDiffer, retiring, "graph chain is being undeployed"},
+			{"an instance missed", c.instancesDiffer, without, "instance 1 runs and the Manager does not know it"},
+			{"a ghost", c.instancesDiffer, instance(func(i *ssmmp.InstanceStatus) { i.ID = 9 }), "instance 9 of A is running and does not run"},
+			{"another node", c.instancesDiffer, instance(func(i *ssmmp.InstanceStatus) { i.Node = c.nodes[0].addr.Next().Next() }), "instance 2 of A runs on 10.0.0."},
+			{"not ready", c.instancesDiffer, instance(func(i *ssmmp.InstanceStatus) { i.State = ssmmp.InstanceStarting }), "instance 2 of A is starting"},
+			{"a session missed", c.sessionsDiffer, sessions(), "that is no session"},
+			{"a session without a connection", c.sessionsDiffer, sessions(elsewhere), "is open and has no connection"},
+			{"a session on its way", c.sessionsDiffer, sessions(closing), "is closing"},
+		} {
+			if got := tt.differ(tt.view); !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
+				t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+			}
+		}
+		user.Close()
+	})
+}
+
+// A gateway that crashes each time is not at rest until it stands.
+func TestClusterSettlesAfterBackOff(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		for range 5 {
+			c.must(c.Kill(c.the("G").ID))
+			c.settle()
+			c.the("G")
+		}
+	})
+}
+
+// Whatever stands in the way of the network, a cluster ends at once.
+func TestClusterCloses(t *testing.T) {
+	for name, fault := range map[string]func(*Faults){
+		"partition": func(f *Faults) { f.Partition(nil, nil) },
+		"frozen":    func(f *Faults) { f.Freeze(nil) },
+		"cut off":   func(f *Faults) { f.CutOff(nil) },
+		"slow":      func(f *Faults) { f.Delay(nil, nil, time.Hour, 0); f.SlowReader(nil, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newTestCluster(t, 3)
+				user := c.hold("hold PA")
+				defer user.Close()
+				fault(c.Faults)
+				time.Sleep(10 * time.Second)
+				begin := time.Now()
+				c.must(c.Close())
+				if d := time.Since(begin); d > time.Second {
+					t.Errorf("took %v", d)
+				}
+				if err := c.Close(); err != nil {
+					t.Errorf("closed again: %v", err)
+				}
+				if _, err := c.AddNode(); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("AddNode after that: %v", err)
+				}
+				if err := c.Deploy(c.ctx); !errors.Is(err, ssmmp.ErrClosed) {
+					t.Errorf("Deploy after that: %v", err)
+				}
+			})
+		})
+	}
 }
 
 func TestClusterCommands(t *testing.T) {
