@@ -74,7 +74,7 @@
 // A [Transport] is how bytes travel, for control and for sessions: [TCP], or a
 // [MemHost] of a [MemNetwork], where a whole mesh lives in one process, in the
 // virtual time of testing/synctest where a test wants that. Package ssmmptest
-// has the conformance tests for others.
+// has the conformance tests for others, faults for all, and whole clusters.
 //
 // A [Launcher] is how an instance is executed: [CommandLauncher] as processes of
 // the operating system, [FuncLauncher] as a call of a Go function.
@@ -156,6 +156,8 @@
 //	                          launcher_arguments.go: command lines and their templates
 //	event.go                  what a Manager records; event_codec.go: its form in stores
 //	store.go                  where it is kept; store_mem.go: in memory; package sqlitestore: in a file
+//	ssmmptest/faults*.go      what can go wrong with a network, over any transport
+//	ssmmptest/cluster*.go     a mesh in one process, with crashes
 //
 // SPEC.md leads from each requirement of the protocol to its code and its test.
 package ssmmp
