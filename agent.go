@@ -40,6 +40,13 @@ type AgentConfig struct {
 	// KeepInstances has Run leave all instances running when its context ends,
 	// with their sessions, instead of shutting them down.
 	KeepInstances bool
+	// StateDir is the directory, made when missing and used by one agent at a
+	// time, where the agent keeps what it has to know after it died: its
+	// identity, and of each instance how it was executed, with its secret, and
+	// as which process. An agent that starts with it goes on with the instances
+	// that still run and whose Launcher is a Reattacher, and reports those that
+	// ended meanwhile. Empty means that nothing is kept.
+	StateDir string
 	// Transport carries all connections; TCP from Address by default.
 	Transport Transport
 	// Logger receives what happens; nothing is logged by default.
@@ -153,8 +160,9 @@ type Agent struct {
 	wakeAt    time.Duration // what timer is set for
 	strangers int
 	running   bool
-	stopped   bool   // Run has ended, or is about to
-	listen    string // where instances find the agent
+	stopped   bool        // Run has ended, or is about to
+	listen    string      // where instances find the agent
+	state     *agentState // nil when nothing is kept
 
 	empty chan struct{} // closed when, after a stop, nothing runs that is not kept
 	done  chan struct{} // closed when Run ends
@@ -190,7 +198,8 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 // ends, trying again and again to reach it while it is away. Then it shuts its
 // instances down, gracefully for the DrainTimeout, kills those that are left,
 // and returns nil; or, with KeepInstances, leaves them and returns nil at once.
-// It returns an error at once when it cannot listen. An agent runs once.
+// It returns an error at once when it cannot listen, or not have its StateDir.
+// An agent runs once.
 func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	if a.running {
@@ -201,14 +210,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.timer = time.AfterFunc(time.Hour, func() { a.step(AgentInput{Kind: AgentInputTime}) })
 	a.mu.Unlock()
 
-	ln, err := a.cfg.Transport.Listen(ctx, a.cfg.Listen)
+	ln, err := a.begin(ctx)
 	if err != nil {
 		a.timer.Stop()
 		return fmt.Errorf("ssmmp: agent %s: %w", a.cfg.Address, err)
 	}
-	a.mu.Lock()
-	a.listen = ln.Addr().String()
-	a.mu.Unlock()
+	if a.state != nil {
+		defer a.state.close()
+		a.comeBack()
+	}
 	a.log.Info("serving instances", "address", a.listen)
 	a.wg.Go(func() {
 		if err := serve(ln, a.done, &a.wg, a.log, a.instanceConn); !errors.Is(err, ErrClosed) {
@@ -237,6 +247,40 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Unlock()
 	a.wg.Wait()
 	return nil
+}
+
+// begin listens for instances, with the state that the agent keeps.
+func (a *Agent) begin(ctx context.Context) (net.Listener, error) {
+	var state *agentState
+	listen := a.cfg.Listen
+	if a.cfg.StateDir != "" {
+		var err error
+		if state, err = openAgentState(a.cfg.StateDir, a.log); err != nil {
+			return nil, err
+		}
+		if _, port, _ := net.SplitHostPort(listen); port == "0" && state.self.Listen != "" {
+			listen = state.self.Listen // where its instances look for it
+		}
+	}
+	ln, err := a.cfg.Transport.Listen(ctx, listen)
+	if err == nil && state != nil {
+		if err = state.begin(ln.Addr().String()); err != nil {
+			ln.Close()
+		}
+	}
+	if err != nil {
+		if state != nil {
+			state.close()
+		}
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.listen, a.state = ln.Addr().String(), state
+	if state != nil {
+		a.core.comeBack(state.self.Identity, state.ended)
+	}
+	return ln, nil
 }
 
 // reachManager keeps a connection to the Manager.
@@ -454,9 +498,19 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 				a.wg.Go(func() { a.kill(id, p) })
 			}
 		case AgentOutputSignal:
-			if p := a.processes[o.Instance]; p != nil {
-				a.wg.Go(func() { a.signal(o.Instance, p, o.Text) })
+			if id, name, p := o.Instance, o.Text, a.processes[o.Instance]; p != nil {
+				a.wg.Go(func() { a.signal(id, p, name) })
 			}
+		case AgentOutputChanged:
+			if i := a.core.instances[o.Instance]; i != nil {
+				id, ready, spoke := o.Instance, i.ready, i.wasBound
+				a.keep(func(s *agentState) {
+					s.update(id, func(r *InstanceRecord) { r.Ready, r.Spoke = r.Ready || ready, r.Spoke || spoke })
+				})
+			}
+		case AgentOutputForget:
+			id := o.Instance
+			a.keep(func(s *agentState) { s.forget(id, true) })
 		case AgentOutputEmpty:
 			close(a.empty)
 		case AgentOutputWarn, AgentOutputRefused:
@@ -482,10 +536,11 @@ func (a *Agent) launch(o AgentOutput) {
 	p := &agentProcess{secret: uuid.NewString(), launched: make(chan struct{})}
 	a.processes[o.Instance] = p
 	o.Launch.Agent, o.Launch.Secret = a.listen, p.secret
+	execution := a.core.instances[o.Instance].execID
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), a.cfg.StartTimeout)
 		defer cancel()
-		process, err := o.Entry.Launcher.Launch(ctx, o.Launch)
+		process, err := a.execute(ctx, o.Entry.Launcher, InstanceRecord{Launch: o.Launch, Execution: execution})
 		if err == nil {
 			p.process = process
 			a.log.Info("executed", "service", o.Launch.Service, "instance", o.Instance, "pid", process.PID())
@@ -508,6 +563,9 @@ func (a *Agent) launch(o AgentOutput) {
 // follow waits for an instance's end and tells of it.
 func (a *Agent) follow(l Launch, process Process) {
 	exit := process.Wait()
+	if s := a.kept(); s != nil {
+		s.update(l.ID, func(r *InstanceRecord) { r.Ended = &exit })
+	}
 	a.hearOut(l.ID)
 	a.log.Info("ended", "service", l.Service, "instance", l.ID, "exit", exit.String(), "reason", exit.Reason)
 	a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit})

@@ -27,6 +27,7 @@ const (
 	AgentInputPortsListen                       // all configured ports of Instance listen
 	AgentInputExited                            // all of Instance has ended, as Exit says
 	AgentInputStop                              // shut all instances down, or leave them
+	AgentInputReattached                        // an instance of the agent before this one, as Record says
 )
 
 // An AgentInput is one thing that happens to an agent.
@@ -39,6 +40,7 @@ type AgentInput struct {
 	Instance InstanceID
 	Err      error
 	Exit     Exit
+	Record   *InstanceRecord
 }
 
 // A Proof says what is known of a claim to be an instance (PROTOCOL section 3,
@@ -65,6 +67,8 @@ const (
 	AgentOutputWarn                           // Text is for the log: a peer broke the protocol
 	AgentOutputRefused                        // the Manager refused the registration with Status
 	AgentOutputEmpty                          // after AgentInputStop: nothing runs that is not kept
+	AgentOutputChanged                        // Instance is ready, or spoke: its record has changed
+	AgentOutputForget                         // the Manager knows that Instance has ended: its record can go
 )
 
 // An AgentOutput is one thing that the core wants done.
@@ -110,6 +114,7 @@ type AgentCore struct {
 	hears      bool         // the Manager tells what it has heard
 	reports    []byte       // for the Manager, until it has heard them: lines, oldest first
 	marks      []reportMark // health answers on this connection that it may have heard
+	waits      []reportWait // for the Manager to hear reports, oldest first
 
 	conns     map[ConnID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
@@ -130,6 +135,16 @@ type AgentCore struct {
 type reportMark struct {
 	answer  int64 // message id of an agent_health_control_response
 	reports int
+}
+
+// A reportWait says what goes on when the Manager has heard all reports up to a
+// place: an ended instance is forgotten, or another told how many of those that
+// it sent on its connection have arrived.
+type reportWait struct {
+	reports int // bytes up to there
+	end     InstanceID
+	conn    ConnID
+	arrived int
 }
 
 // A relayedRequest is a request that an instance has to answer: only that
@@ -159,6 +174,8 @@ type agentInstance struct {
 
 	conn      ConnID
 	wasBound  bool          // it spoke at least once
+	reported  int           // reports that came on conn
+	arrived   int           // and how many of these the Manager is known to have
 	inFlight  map[int64]int // session requests under way: message id to plug
 	startLate bool          // killed since it was not ready in time
 }
@@ -206,6 +223,8 @@ func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 		c.portsListen(in.Instance)
 	case AgentInputExited:
 		c.exited(in.Instance, in.Exit)
+	case AgentInputReattached:
+		c.reattached(in.Record)
 	case AgentInputStop:
 		c.stopAll()
 	}
@@ -315,6 +334,33 @@ func (c *AgentCore) eachReport(f func(Message)) {
 	}
 }
 
+// whenHeard has it go on when the Manager has all reports of now.
+func (c *AgentCore) whenHeard(w reportWait) {
+	w.reports = len(c.reports)
+	c.waits = append(c.waits, w)
+	if w.reports == 0 {
+		c.heard(0)
+	}
+}
+
+// heard goes on with what waited for the first reports, of so many bytes.
+func (c *AgentCore) heard(reports int) {
+	n := 0
+	for n < len(c.waits) && c.waits[n].reports <= reports {
+		w := &c.waits[n]
+		if w.end != 0 {
+			c.out = append(c.out, AgentOutput{Kind: AgentOutputForget, Instance: w.end})
+		} else if i := c.conns[w.conn]; i != nil && i.conn == w.conn {
+			i.arrived = w.arrived
+		}
+		n++
+	}
+	c.waits = slices.Delete(c.waits, 0, n)
+	for k := range c.waits {
+		c.waits[k].reports -= reports
+	}
+}
+
 // Unsent takes back a report that the connection to the Manager did not take.
 func (c *AgentCore) Unsent(m Message) {
 	switch m.(type) {
@@ -334,6 +380,7 @@ func (c *AgentCore) health(m *AgentHealthRequest) {
 			continue
 		}
 		c.reports = slices.Delete(c.reports, 0, mark.reports)
+		c.heard(mark.reports)
 		later := c.marks[n+1:]
 		for k := range later {
 			later[k].reports -= mark.reports
@@ -385,6 +432,10 @@ func (c *AgentCore) fromManager(m Message) {
 	case *GracefulShutdownRequest:
 		c.relayRequest(m.ServiceInstanceID, m, AgentToServiceInstance, TypeGracefulShutdownResponse)
 	case *InstanceHealthRequest:
+		if i := c.instances[m.ServiceInstanceID]; i != nil {
+			m.Extensions = append(slices.DeleteFunc(m.Extensions, func(x Extension) bool { return x.Name == extHeard }),
+				Extension{extHeard, strconv.Itoa(i.arrived)})
+		}
 		c.relayRequest(m.ServiceInstanceID, m, AgentToServiceInstance, TypeInstanceHealthResponse)
 	case *HardShutdownRequest:
 		c.hardShutdown(m)
@@ -401,6 +452,7 @@ func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 		c.registered, c.hears = true, m.Extension(extHeard) != ""
 		c.eachReport(func(m Message) { c.send(c.manager, m) })
 		if !c.hears {
+			c.heard(len(c.reports))
 			c.reports = nil
 		}
 	default:

@@ -50,6 +50,11 @@ func (c *AgentCore) execute(m *ExecutionRequest) {
 	c.instances[i.id] = i
 	c.out = append(c.out, AgentOutput{Kind: AgentOutputLaunch, Instance: i.id, Entry: entry, Launch: Launch{
 		Service: i.service, ID: i.id, Address: c.cfg.Address, Sockets: i.sockets, Plugs: i.plugs}})
+	c.awaitReady(i)
+}
+
+// awaitReady kills an instance that is not ready in time.
+func (c *AgentCore) awaitReady(i *agentInstance) {
 	c.after(c.cfg.StartTimeout, func() {
 		if c.instances[i.id] == i && !i.ready {
 			i.startLate = true
@@ -57,6 +62,46 @@ func (c *AgentCore) execute(m *ExecutionRequest) {
 			c.kill(i)
 		}
 	})
+}
+
+// comeBack gives the core the identity of the agent before this one, and the
+// instances that ended there, oldest first.
+func (c *AgentCore) comeBack(identity string, ended []InstanceID) {
+	c.identity = identity
+	for _, id := range ended {
+		c.remember(id)
+	}
+}
+
+// remember keeps it in mind that an instance has ended.
+func (c *AgentCore) remember(id InstanceID) {
+	c.ended[id] = true
+	c.endedList = append(c.endedList, id)
+	if len(c.endedList) > endedKept {
+		delete(c.ended, c.endedList[0])
+		c.endedList = c.endedList[1:]
+	}
+}
+
+// reattached takes in an instance that the agent before this one executed. It
+// goes on as if that one had never died. Whether it still runs is said later.
+func (c *AgentCore) reattached(r *InstanceRecord) {
+	l := &r.Launch
+	if c.instances[l.ID] != nil || c.ended[l.ID] {
+		return
+	}
+	entry := c.repository[l.Service]
+	if entry == nil {
+		entry = &RepositoryEntry{Service: l.Service} // executed no more, and it runs
+	}
+	i := &agentInstance{id: l.ID, service: l.Service, plugs: slices.Clone(l.Plugs), sockets: slices.Clone(l.Sockets),
+		entry: entry, ready: r.Ready, wasBound: r.Spoke, inFlight: map[int64]int{}}
+	c.instances[i.id] = i
+	if !i.ready {
+		i.execID = r.Execution
+		c.awaitReady(i)
+		c.started(i.id, nil)
+	}
 }
 
 // lacks says which socket or plug the entry's program does not have, "" if it
@@ -136,8 +181,14 @@ func (c *AgentCore) programHealth(i *agentInstance, messageID int64) {
 func (c *AgentCore) becomeReady(i *agentInstance) {
 	if !i.ready && !i.startLate {
 		i.ready = true
+		c.changed(i)
 		c.answerExecution(i, StatusOK)
 	}
+}
+
+// changed has what is kept of an instance brought up to date.
+func (c *AgentCore) changed(i *agentInstance) {
+	c.out = append(c.out, AgentOutput{Kind: AgentOutputChanged, Instance: i.id})
 }
 
 func (c *AgentCore) hardShutdown(m *HardShutdownRequest) {
@@ -202,12 +253,7 @@ func (c *AgentCore) forget(i *agentInstance, exit Exit) {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: i.conn})
 		i.conn = 0
 	}
-	c.ended[i.id] = true
-	c.endedList = append(c.endedList, i.id)
-	if len(c.endedList) > endedKept {
-		delete(c.ended, c.endedList[0])
-		c.endedList = c.endedList[1:]
-	}
+	c.remember(i.id)
 	for _, id := range i.stopIDs {
 		status := StatusOK
 		if i.killed {
@@ -224,6 +270,7 @@ func (c *AgentCore) forget(i *agentInstance, exit Exit) {
 			ServiceName: i.service, ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: c.cfg.Address,
 		})
 	}
+	c.whenHeard(reportWait{end: i.id})
 	if c.stop && len(c.instances) == 0 && !c.cfg.KeepInstances {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputEmpty})
 	}

@@ -35,20 +35,20 @@ func (c *AgentCore) fromInstance(conn ConnID, m Message, p Proof) {
 		c.sessionRequest(i, m)
 	case *SessionAck:
 		m.SubType = AgentToManager
-		c.toManager(m)
+		c.relayReport(i, m)
 	case *SourceSessionCloseInfo:
 		m.SubType, m.SourceServiceInstanceNetworkAddress = AgentToManager, c.cfg.Address
-		c.toManager(m)
+		c.relayReport(i, m)
 	case *DestSessionCloseInfo:
 		m.SubType, m.DestServiceInstanceNetworkAddress = AgentToManager, c.cfg.Address
-		c.toManager(m)
+		c.relayReport(i, m)
 	case *TerminationInfo:
 		if i.announced {
 			return
 		}
 		i.announced = true
 		m.SubType, m.ServiceName, m.ServiceInstanceNetworkAddress = AgentToManager, i.service, c.cfg.Address
-		c.toManager(m)
+		c.relayReport(i, m)
 		// It said that it is about to exit: it is not waited for in vain.
 		c.after(c.cfg.DrainTimeout, func() {
 			if c.instances[i.id] == i {
@@ -60,6 +60,15 @@ func (c *AgentCore) fromInstance(conn ConnID, m Message, p Proof) {
 	case *SourceSessionCloseResponse, *DestSessionCloseResponse, *GracefulShutdownResponse:
 		c.relayResponse(i, m)
 	}
+}
+
+// relayReport passes a report on to the Manager. The instance keeps it, and
+// sends it to the agent after this one, until it is told that the Manager has
+// it: what this agent keeps dies with it.
+func (c *AgentCore) relayReport(i *agentInstance, m Message) {
+	c.toManager(m)
+	i.reported++
+	c.whenHeard(reportWait{conn: i.conn, arrived: i.reported})
 }
 
 // bind ties a connection to the instance that its first message names.
@@ -86,7 +95,11 @@ func (c *AgentCore) bind(conn ConnID, m Message, p Proof) *agentInstance {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputClose, Conn: i.conn})
 	}
 	c.conns[conn] = i
-	i.conn, i.wasBound, i.probed = conn, true, false
+	i.conn, i.probed, i.reported, i.arrived = conn, false, 0, 0
+	if !i.wasBound {
+		i.wasBound = true
+		c.changed(i)
+	}
 	c.becomeReady(i)
 	return i
 }

@@ -114,6 +114,10 @@
 //   - x_heard in initiation_response and agent_health_control_request: the last
 //     health answer that the Manager has, and with it all reports before. The
 //     agent sends later ones again when the connection broke.
+//     In a service_instance_health_request an agent tells its instance how many
+//     of the reports on that connection the Manager has. The instance sends
+//     later ones again, to an agent that was started in the place of one that
+//     died.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
 //   - x_reason in a failed session_response or execution_response, and in the
@@ -148,12 +152,14 @@
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may
 //	agent.go                  the agent's runtime
+//	agent_state.go            what it keeps in a directory; agent_reattach.go: how it comes back
 //	instance_core.go          an instance's Step
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
 //	link*.go                  one connection's reader and writer
 //	transport*.go             TCP and the network in memory
 //	launcher*.go              processes and functions; trees of processes on each system;
-//	                          launcher_arguments.go: command lines and their templates
+//	                          launcher_arguments.go: command lines and their templates;
+//	                          launcher_reattach*.go: processes of a launcher that died
 //	event.go                  what a Manager records; event_codec.go: its form in stores
 //	store.go                  where it is kept; store_mem.go: in memory; package sqlitestore: in a file
 //	ssmmptest/faults*.go      what can go wrong with a network, over any transport

@@ -3,6 +3,7 @@ package ssmmp
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -72,8 +73,10 @@ type InstanceCore struct {
 	up      bool
 	health  Status
 	lastID  int64
-	reports []Message // for the agent, while it is away
-	kept    int       // bytes of reports
+	reports []instanceReport // that the Manager is not known to have
+	kept    int              // bytes of reports
+	gone    int              // reports of this connection that are not among them any more
+	hears   heardState       // whether this agent tells which have arrived
 
 	dials   map[int64]*instanceDialing // by message id
 	byCall  map[CallID]int64
@@ -83,6 +86,21 @@ type InstanceCore struct {
 	drain   bool
 	dropped uint64
 }
+
+// An instanceReport is a message that may have to be sent again.
+type instanceReport struct {
+	msg  Message
+	size int // of its line, in bytes
+}
+
+// A heardState says whether an agent tells which reports the Manager has.
+type heardState uint8
+
+const (
+	heardUnknown heardState = iota // it had no occasion to yet
+	heardTold
+	heardNever
+)
 
 // An instanceDialing is a session that is being set up from this end.
 type instanceDialing struct {
@@ -166,30 +184,66 @@ func (c *InstanceCore) send(m Message) {
 	c.out = append(c.out, InstanceOutput{Kind: InstanceOutputSend, Msg: m})
 }
 
-// report sends what the Manager has to learn, now or when the agent is back.
+// report sends what the Manager has to learn, now or when the agent is back. A
+// report is kept until it is known to have arrived, because an agent that dies
+// takes with it what it had not passed on; an answer only while the agent is
+// away, for the Manager asks again.
 func (c *InstanceCore) report(m Message) {
+	answer := true
+	switch m.(type) {
+	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
+		answer = false
+	}
 	if c.up {
 		c.send(m)
-	} else {
+	}
+	if !c.up || !answer && c.hears != heardNever {
 		c.keep(m)
 	}
 }
 
 func (c *InstanceCore) keep(m Message) {
 	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
+	for c.up && len(c.reports) > 0 && c.kept+len(line) > maxReports {
+		c.arrived(1) // it was sent long ago
+	}
 	if c.kept+len(line) > maxReports {
 		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
 		return
 	}
 	c.kept += len(line)
-	c.reports = append(c.reports, m)
+	c.reports = append(c.reports, instanceReport{m, len(line)})
+}
+
+// arrived forgets the oldest reports.
+func (c *InstanceCore) arrived(n int) {
+	for _, r := range c.reports[:n] {
+		c.kept -= r.size
+	}
+	c.reports = slices.Delete(c.reports, 0, n)
+	c.gone += n
+}
+
+// heard takes note of how many reports of this connection have arrived. An
+// agent that does not say so gets each once.
+func (c *InstanceCore) heard(m *InstanceHealthRequest) {
+	n, err := strconv.Atoi(m.Extension(extHeard))
+	if err != nil {
+		c.hears = heardNever
+		c.arrived(len(c.reports))
+		return
+	}
+	c.hears = heardTold
+	c.arrived(max(0, min(n-c.gone, len(c.reports))))
 }
 
 // Unsent takes back a report that the connection to the agent did not take.
 func (c *InstanceCore) Unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
-		c.keep(m)
+		if c.hears == heardNever {
+			c.keep(m)
+		}
 	}
 }
 
@@ -206,10 +260,11 @@ func (c *InstanceCore) hello() {
 		h.Extensions = []Extension{{extSecret, c.launch.Secret}}
 	}
 	c.send(&InstanceHealthResponse{Header: h, ServiceInstanceID: c.launch.ID, Status: StatusOK})
-	for _, m := range c.reports {
-		c.send(m)
+	reports := c.reports
+	c.reports, c.kept, c.gone, c.hears = nil, 0, 0, heardUnknown
+	for _, r := range reports {
+		c.report(r.msg)
 	}
-	c.reports, c.kept = nil, 0
 }
 
 // down fails the dials that wait for an answer. Those that have theirs go on:
@@ -280,6 +335,7 @@ func (c *InstanceCore) message(m Message) {
 			c.out = append(c.out, InstanceOutput{Kind: InstanceOutputDrain})
 		}
 	case *InstanceHealthRequest:
+		c.heard(m)
 		c.send(&InstanceHealthResponse{Header: Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent},
 			ServiceInstanceID: c.launch.ID, Status: c.health})
 	}
@@ -424,7 +480,7 @@ func (c *InstanceCore) sendCloseResponse(source bool, messageID int64, status St
 type InstancePending struct {
 	Dials   int // sessions that are being set up from this end
 	Conns   int // ends of open sessions
-	Reports int // kept for the agent, while it is away
+	Reports int // that the Manager is not known to have
 }
 
 // Pending returns what is under way.

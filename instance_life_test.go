@@ -92,6 +92,7 @@ func TestAgentAway(t *testing.T) {
 		one, oneFar := f.session()
 		two, _ := f.session()
 		three, _ := f.accepted()
+		f.health()
 		f.ln.Close()
 		f.conn.Close()
 		synctest.Wait()
@@ -118,7 +119,8 @@ func TestAgentAway(t *testing.T) {
 		f.endReported(true, one, StatusSessionClosed)
 		f.silent()
 
-		f.conn.Close() // and once more: what was said is not said again
+		f.health() // it does not tell what arrived: what was said is not said again
+		f.conn.Close()
 		f.accept()
 		f.silent()
 	})
@@ -165,11 +167,26 @@ func TestReportsKeptAreBounded(t *testing.T) {
 	}
 
 	// The bound is on what waits, not on what ever waited.
+	c.Step(InstanceInput{Kind: InstanceInputMessage, Msg: healthRequest(1)})
 	c.Step(InstanceInput{Kind: InstanceInputDown})
 	c.add(1, &sessionEnd{source: true, target: c.launch.Plugs[0], peer: netip.AddrPortFrom(c.launch.Address, 54000), port: 1})
 	c.Step(InstanceInput{Kind: InstanceInputConnClosed, Conn: 1, Status: StatusSessionClosed})
 	if out := c.Step(InstanceInput{Kind: InstanceInputUp}); len(out) != 2 {
 		t.Errorf("on the next return: %d messages; want hello and one report", len(out))
+	}
+}
+
+// healthRequest is one of an agent that does not tell what the Manager has.
+func healthRequest(id int64) *InstanceHealthRequest {
+	return &InstanceHealthRequest{Header: Header{MessageID: id, SubType: AgentToServiceInstance}, ServiceInstanceID: 7, ServiceInstanceNetworkAddress: nodeAddr}
+}
+
+// health asks for the instance's health.
+func (f *fakeAgent) health() {
+	f.t.Helper()
+	f.send(healthRequest(51))
+	if m := said[*InstanceHealthResponse](f); m.MessageID != 51 {
+		f.t.Errorf("health %+v", m)
 	}
 }
 

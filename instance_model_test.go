@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -19,7 +21,9 @@ type instanceModel struct {
 	health Status
 	drain  int64 // message id of the graceful_shutdown_request; 0 for none
 	lastID int64
-	kept   []string // reports, while the agent is away
+	kept   []string // reports that may have to be said again, in their order
+	gone   int      // those of this connection that are not among them any more
+	never  bool     // this agent does not tell what the Manager has
 	calls  CallID
 	conns  uint64
 	dials  []*modelDial
@@ -42,13 +46,17 @@ type modelEnd struct {
 	asked  []int64 // message ids of the requests to close it
 }
 
-// sent is what the core is expected to say: now, or when the agent is back.
+// report is what the core is expected to say: now, or when the agent is back;
+// and again when another comes before the Manager is known to have it, unless
+// it is an answer.
 func (m *instanceModel) report(want []string, line string) []string {
-	if !m.up {
+	if !m.up || !m.never && !strings.Contains(line, " answer ") {
 		m.kept = append(m.kept, line)
-		return want
 	}
-	return append(want, line)
+	if m.up {
+		want = append(want, line)
+	}
+	return want
 }
 
 func (m *instanceModel) nextID() int64 {
@@ -158,9 +166,9 @@ func TestInstanceModel(t *testing.T) {
 				if m.up {
 					t.Skip("it is there")
 				}
-				m.up = true
+				m.up, m.gone, m.never = true, 0, false
 				want := append([]string{fmt.Sprintf("%d health 200", m.nextID())}, m.kept...)
-				m.kept = nil
+				m.kept = slices.DeleteFunc(m.kept, func(line string) bool { return strings.Contains(line, " answer ") })
 				m.do(t, InstanceInput{Kind: InstanceInputUp}, want...)
 			},
 			"agent goes": func(t *rapid.T) {
@@ -215,7 +223,7 @@ func TestInstanceModel(t *testing.T) {
 					r.DestServiceInstanceID, r.DestServiceInstanceNetworkAddress, r.DestSocketPort = 9, coreNodes[1], 54000
 					if d.call == 0 {
 						m.dials = slices.DeleteFunc(m.dials, func(o *modelDial) bool { return o == d })
-						want = append(want, fmt.Sprintf("%d ack 0 0: 499", d.id))
+						want = m.report(want, fmt.Sprintf("%d ack 0 0: 499", d.id))
 						break
 					}
 					d.granted = netip.AddrPortFrom(coreNodes[1], 54000)
@@ -303,8 +311,17 @@ func TestInstanceModel(t *testing.T) {
 					m.health = rapid.SampledFrom([]Status{StatusOK, StatusOverloaded, StatusFailed}).Draw(t, "status")
 					m.do(t, InstanceInput{Kind: InstanceInputHealth, Status: m.health})
 				}
-				m.do(t, message(&InstanceHealthRequest{Header: Header{MessageID: 77, SubType: AgentToServiceInstance}, ServiceInstanceID: coreLaunch.ID,
-					ServiceInstanceNetworkAddress: coreNodes[0]}), fmt.Sprintf("77 health %d", m.health))
+				r := &InstanceHealthRequest{Header: Header{MessageID: 77, SubType: AgentToServiceInstance}, ServiceInstanceID: coreLaunch.ID,
+					ServiceInstanceNetworkAddress: coreNodes[0]}
+				n := len(m.kept)
+				m.never = rapid.IntRange(0, 3).Draw(t, "tells") == 0
+				if !m.never {
+					heard := rapid.IntRange(0, m.gone+len(m.kept)).Draw(t, "heard")
+					r.Extensions = []Extension{{extHeard, strconv.Itoa(heard)}}
+					n = max(0, heard-m.gone)
+				}
+				m.kept, m.gone = m.kept[n:], m.gone+n
+				m.do(t, message(r), fmt.Sprintf("77 health %d", m.health))
 			},
 			"graceful shutdown": func(t *rapid.T) {
 				if !m.up {

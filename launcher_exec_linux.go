@@ -127,7 +127,8 @@ func (t *tree) members() []procStat {
 	children := make(map[int][]procStat) // others, by parent
 	self := os.Getpid()
 	for _, pid := range processIDs() {
-		if s, err := readStat(pid); err == nil && s.start >= t.start && pid != self {
+		// The kernel's own threads have no group.
+		if s, err := readStat(pid); err == nil && s.start >= t.start && s.pgrp != 0 && pid != self {
 			all = append(all, s)
 		}
 	}

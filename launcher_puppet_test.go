@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if addr := os.Getenv(puppetEnv); addr != "" {
 		syscall.Exit(puppetMain(addr)) // os.Exit takes a second under -race
 	}
+	if role := os.Getenv(roleEnv); role != "" {
+		syscall.Exit(roleMain(role))
+	}
 	os.Exit(m.Run())
 }
 

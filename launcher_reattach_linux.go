@@ -126,6 +126,15 @@ func (p *adoptedProcess) Owns(c net.Conn) (owns, known bool) {
 	return owns && !p.ended, known
 }
 
+// endMarked kills every process that has all the marks in its environment.
+func endMarked(marks ...string) error {
+	t := &tree{adopted: true}
+	for _, m := range marks {
+		t.marks = append(t.marks, []byte(m))
+	}
+	return t.sweep()
+}
+
 // findFirst looks for the first process of a tree of which only the marks and
 // the cgroup are known: it leads its own group and started before all others.
 func (t *tree) findFirst() {

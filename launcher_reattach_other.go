@@ -15,6 +15,11 @@ func (c CommandLauncher) reattach(context.Context, Launch, ProcessIdentity) (Pro
 	return nil, fmt.Errorf("re-attachment: %w", errors.ErrUnsupported)
 }
 
+// endMarked refuses: here nothing tells what environment a process has.
+func endMarked(...string) error {
+	return fmt.Errorf("search by environment: %w", errors.ErrUnsupported)
+}
+
 // makeCgroup refuses: only Linux has cgroups.
 func makeCgroup(string, *syscall.SysProcAttr) (*os.File, error) {
 	return nil, fmt.Errorf("cgroup: %w", errors.ErrUnsupported)
