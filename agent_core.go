@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -111,6 +112,7 @@ type AgentCore struct {
 	manager    ConnID
 	registered bool
 	registerID int64
+	epoch      uint64       // the greatest that a Manager told
 	hears      bool         // the Manager tells what it has heard
 	reports    []byte       // for the Manager, until it has heard them: lines, oldest first
 	marks      []reportMark // health answers on this connection that it may have heard
@@ -374,6 +376,9 @@ func (c *AgentCore) Unsent(m Message) {
 // health answers the Manager's request. What was sent before an answer that
 // the Manager says it has heard, it has as well.
 func (c *AgentCore) health(m *AgentHealthRequest) {
+	if c.fenced(m) {
+		return
+	}
 	heard := m.Extension(extHeard)
 	for n, mark := range c.marks {
 		if strconv.FormatInt(mark.answer, 10) != heard {
@@ -444,10 +449,24 @@ func (c *AgentCore) fromManager(m Message) {
 	}
 }
 
+// fenced ends the connection to a Manager in whose place another one has come:
+// it was stopped, or cut off, and goes on as if nothing had happened.
+func (c *AgentCore) fenced(m Message) bool {
+	epoch, err := strconv.ParseUint(m.Head().Extension(extEpoch), 10, 64)
+	if err != nil || epoch >= c.epoch {
+		c.epoch = max(c.epoch, epoch)
+		return false
+	}
+	c.warn(c.manager, fmt.Sprintf("a Manager of epoch %d, where one of epoch %d was", epoch, c.epoch))
+	c.out = append(c.out, AgentOutput{Kind: AgentOutputAbort, Conn: c.manager})
+	return true
+}
+
 func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 	switch {
 	case m.MessageID != c.registerID || c.registered:
 		c.dropped++
+	case c.fenced(m):
 	case m.Status.Success():
 		c.registered, c.hears = true, m.Extension(extHeard) != ""
 		c.eachReport(func(m Message) { c.send(c.manager, m) })

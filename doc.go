@@ -59,7 +59,8 @@
 // log or chance, so the same inputs give the same outputs. The Manager's core
 // records what happens to graphs, agents, instances and sessions as an [Event]
 // in the past tense, and nothing leaves before the events that caused it were
-// recorded.
+// recorded. With a [Store] they are durable then, and a Manager that is started
+// on it goes on from the state that its events give.
 //
 // Around each core is a thin runtime, the exported type, which owns a mutex, the
 // connections and a timer. Each connection is a link, which a goroutine reads.
@@ -103,7 +104,7 @@
 // # Extension lines
 //
 // Lines whose names begin with "x_" may follow the specified ones. This package
-// sends six, and works, with less, with a peer that sends none:
+// sends seven, and works, with less, with a peer that sends none:
 //
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
@@ -118,6 +119,9 @@
 //     of the reports on that connection the Manager has. The instance sends
 //     later ones again, to an agent that was started in the place of one that
 //     died.
+//   - x_epoch in initiation_response and agent_health_control_request: which of
+//     several Managers this is, by the epoch of its [Store]. Agents obey the one
+//     with the greatest that they heard of.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
 //   - x_reason in a failed session_response or execution_response, and in the
@@ -148,6 +152,7 @@
 //	manager_session_core.go   requests, offers, acknowledgments, closing
 //	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
 //	manager.go, history.go    the Manager's runtime; the events that are kept
+//	manager_commit.go         its part with a Store: nothing leaves before it is durable
 //	agent_core.go             the agent's Step: what the Manager asks
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may

@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -14,6 +13,7 @@ type history struct {
 	mu    sync.Mutex
 	ring  []*[historyChunk]Event // grows by chunks, so that no event is ever copied
 	limit int
+	base  uint64        // events up to this one were never here
 	seq   uint64        // of the newest event
 	more  chan struct{} // closed when an event is appended, then replaced
 	await bool          // somebody waits on more
@@ -23,20 +23,17 @@ const historyChunk = 1 << 8
 
 func newHistory(limit int) *history { return &history{limit: limit, more: make(chan struct{})} }
 
-// append gives events their sequence numbers and the wall clock's time, keeps
-// them, and returns a copy of those that log wants.
+// append keeps events and returns a copy of those that log wants.
 func (h *history) append(events []Event, log hclog.Logger) []Event {
 	if len(events) == 0 {
 		return nil
 	}
-	now := time.Now()
 	sessions, others := log.IsDebug(), log.IsWarn()
 	var logged []Event
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, ev := range events {
-		h.seq++
-		ev.Seq, ev.Time = h.seq, now
+		h.seq = ev.Seq
 		*h.at(h.seq) = ev
 		if sessions || others && ev.Kind != EventSessionOffered && ev.Kind != EventSessionOpened && ev.Kind != EventSessionClosed {
 			logged = append(logged, ev)
@@ -52,11 +49,21 @@ func (h *history) append(events []Event, log hclog.Logger) []Event {
 // at returns the place of the event with that sequence number, for the newest
 // by making it.
 func (h *history) at(seq uint64) *Event {
-	n := (seq - 1) % uint64(h.limit)
+	n := (seq - 1 - h.base) % uint64(h.limit)
 	if n/historyChunk == uint64(len(h.ring)) {
 		h.ring = append(h.ring, new([historyChunk]Event))
 	}
 	return &h.ring[n/historyChunk][n%historyChunk]
+}
+
+// before returns the last event that is no longer kept. h.mu is held.
+func (h *history) before() uint64 { return h.seq - min(h.seq-h.base, uint64(h.limit)) }
+
+// oldest returns the first event that is kept, or will be.
+func (h *history) oldest() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.before() + 1
 }
 
 func (h *history) last() uint64 {
@@ -71,9 +78,7 @@ func (h *history) next(buf []Event, after uint64) ([]Event, <-chan struct{}) {
 	const batch = 256
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if kept := min(h.seq, uint64(h.limit)); h.seq-kept > after {
-		after = h.seq - kept
-	}
+	after = max(after, h.before())
 	for ; after < h.seq && len(buf) < batch; after++ {
 		buf = append(buf, *h.at(after + 1))
 	}

@@ -91,6 +91,19 @@ func (l *link) put(m Message) error {
 	return nil
 }
 
+// putLine is put for a message that is encoded already.
+func (l *link) putLine(line []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closing || l.failed != nil:
+	case len(l.queue)+len(line) > maxQueue:
+		l.fail(errQueueFull)
+	default:
+		l.queue = append(l.queue, line...)
+	}
+}
+
 // flush has what is queued written, and never waits for the peer. An idle link
 // writes it here and now, which saves a goroutine's wake-up; what others queue
 // meanwhile, and what the connection does not take, the writer writes.

@@ -72,8 +72,26 @@ type ManagerConfig struct {
 	// InstancesPerService is how many instances of a regular service run at
 	// the most at each vertex of its graph; no limit by default.
 	InstancesPerService int
-	// History is how many events are kept; 65,536 by default.
+	// History is how many events are kept in memory; 65,536 by default. Events
+	// reads older ones from the Store, if there is one.
 	History int
+
+	// Store keeps the state and the history. NewManager acquires it and goes on
+	// from the state that it holds; nothing leaves before the events that caused
+	// it are durable. Close closes it. None by default: then the state ends with
+	// the Manager.
+	Store Store
+	// CheckpointAfter is after how many events the Store gets a checkpoint, or
+	// more when the state is large: a start replays about so many; 65,536 by
+	// default.
+	CheckpointAfter int
+	// KeepFor and KeepBytes bound the history in the Store by age and by size.
+	// What the state needs stays. No bounds by default.
+	KeepFor   time.Duration
+	KeepBytes int64
+	// Epoch tells agents which of several Managers this is: they obey the one
+	// with the greatest. By default it comes from the Store.
+	Epoch uint64
 
 	// FirstMessage is a number after which the Manager's message ids come. By
 	// default it comes from the wall clock, like FirstInstance.
@@ -109,7 +127,7 @@ func (c *ManagerConfig) Validate() error {
 		value time.Duration
 	}{
 		{"StartTimeout", c.StartTimeout}, {"DrainTimeout", c.DrainTimeout}, {"RequestTimeout", c.RequestTimeout},
-		{"AckTimeout", c.AckTimeout}, {"HealthPeriod", c.HealthPeriod}, {"LostAfter", c.LostAfter}, {"PortLinger", c.PortLinger},
+		{"AckTimeout", c.AckTimeout}, {"HealthPeriod", c.HealthPeriod}, {"LostAfter", c.LostAfter}, {"PortLinger", c.PortLinger}, {"KeepFor", c.KeepFor},
 	}
 	for _, d := range notNegative {
 		if d.value < 0 {
@@ -119,7 +137,7 @@ func (c *ManagerConfig) Validate() error {
 	for _, n := range []struct {
 		field string
 		value int
-	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}} {
+	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}, {"CheckpointAfter", c.CheckpointAfter}, {"KeepBytes", int(c.KeepBytes)}} {
 		if n.value < 0 {
 			fault(n.field, n.value, "negative")
 		}
@@ -165,6 +183,7 @@ func (c ManagerConfig) WithDefaults() ManagerConfig {
 	c.FirstPort = cmp.Or(c.FirstPort, FirstSocketPort)
 	c.LastPort = cmp.Or(c.LastPort, LastSocketPort)
 	c.History = cmp.Or(c.History, 1<<16)
+	c.CheckpointAfter = cmp.Or(c.CheckpointAfter, 1<<16)
 	now := time.Now().UnixMilli()
 	c.FirstInstance = cmp.Or(c.FirstInstance, InstanceID(max(now, 1)))
 	// As with instances: an answer to a Manager before this one must not be
@@ -191,12 +210,26 @@ type Manager struct {
 	timer    *time.Timer
 	wakeAt   time.Duration // what timer is set for
 	closed   bool
+	released bool  // the store is closed
+	failure  error // of the store: what Serve and the calls return
 
-	done chan struct{} // closed by Close
-	wg   sync.WaitGroup
+	// With a store:
+	batch           *commit // decided, and not being committed yet
+	work, room      sync.Cond
+	durable         uint64 // the last event that is committed
+	full            bool   // the store is
+	keeping         bool   // a checkpoint is being written
+	sinceCheckpoint int    // events
+	checkpointSize  int    // of the last one, in events
+
+	done      chan struct{} // closed when the Manager is
+	committed chan struct{} // closed when nothing more will be committed; nil without a store
+	wg        sync.WaitGroup
 }
 
-// NewManager returns a Manager that has nothing deployed yet.
+// NewManager returns a Manager. It has nothing deployed yet, or what its Store
+// says; then it fails with ErrStoreInUse while another Manager has the store,
+// and with a *StoreError if the store is damaged.
 func NewManager(cfg ManagerConfig) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -208,6 +241,12 @@ func NewManager(cfg ManagerConfig) (*Manager, error) {
 		links: map[ConnID]*link{}, calls: map[CallID]chan error{}, done: make(chan struct{}),
 	}
 	m.timer = time.AfterFunc(time.Hour, func() { m.step(ManagerInput{Kind: ManagerInputTime}) })
+	if cfg.Store != nil {
+		if err := m.recover(); err != nil {
+			m.timer.Stop()
+			return nil, err
+		}
+	}
 	return m, nil
 }
 
@@ -222,14 +261,15 @@ func (m *Manager) ListenAndServe(ctx context.Context) error {
 }
 
 // Serve accepts agents on ln until ctx ends or the Manager is closed, then
-// closes ln and returns ErrClosed. It closes the Manager when ctx ends: what
-// runs in the mesh goes on without it.
+// closes ln and returns ErrClosed, or why the store failed. It closes the
+// Manager when ctx ends: what runs in the mesh goes on without it.
 func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
 	m.mu.Lock()
 	if m.closed {
+		err := m.closeError()
 		m.mu.Unlock()
 		ln.Close()
-		return ErrClosed
+		return err
 	}
 	m.wg.Add(1) // so that Close waits for what is accepted from now on, too
 	m.mu.Unlock()
@@ -240,8 +280,16 @@ func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
 	if ctx.Err() != nil {
 		m.Close()
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if errors.Is(err, ErrClosed) {
+		return m.closeError()
+	}
 	return err
 }
+
+// closeError is what a closed Manager returns. m.mu is held.
+func (m *Manager) closeError() error { return cmp.Or(m.failure, ErrClosed) }
 
 // serve runs an accept loop until done is closed, and backs off while accepting
 // fails: whoever is out of descriptors has enough to do.
@@ -329,19 +377,47 @@ func (m *Manager) step(in ManagerInput) {
 // stepOnly is step, but for flushing what it queues.
 func (m *Manager) stepOnly(in ManagerInput, queued *flushList) {
 	m.mu.Lock()
+	if m.committed != nil {
+		m.stepDurably(in, queued)
+		m.mu.Unlock()
+		return
+	}
 	in.Now = time.Since(m.started)
 	out, events := m.core.Step(in)
+	now := time.Now()
+	for i := range events {
+		events[i].Time = now
+	}
 	logged := m.history.append(events, m.log)
 	for i := range out {
 		m.perform(&out[i], queued)
 	}
-	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == ManagerInputTime) {
-		m.wakeAt = at
-		m.timer.Reset(max(0, at-in.Now))
-	}
+	m.setTimer(in)
 	m.mu.Unlock()
 	for _, ev := range logged {
 		logEvent(m.log, ev)
+	}
+}
+
+// stepDurably is stepOnly with a store. m.mu is held.
+func (m *Manager) stepDurably(in ManagerInput, queued *flushList) {
+	if in.Kind == ManagerInputMessage {
+		m.waitForRoom()
+	}
+	if m.failure != nil {
+		return // what would be decided would never be done
+	}
+	in.Now, in.Committed, in.Full = time.Since(m.started), m.durable, m.full
+	out, events := m.core.Step(in)
+	m.decide(events, out, queued)
+	m.setTimer(in)
+}
+
+// setTimer has the core stepped when it wants to be. m.mu is held.
+func (m *Manager) setTimer(in ManagerInput) {
+	if at, ok := m.core.NextDeadline(); ok && !m.closed && (at != m.wakeAt || in.Kind == ManagerInputTime) {
+		m.wakeAt = at
+		m.timer.Reset(max(0, at-in.Now))
 	}
 }
 
@@ -371,8 +447,8 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 	reply := make(chan error, 1)
 	m.mu.Lock()
 	if m.closed {
-		m.mu.Unlock()
-		return ErrClosed
+		defer m.mu.Unlock()
+		return m.closeError()
 	}
 	m.lastCall++
 	id := m.lastCall
@@ -389,12 +465,13 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 	m.step(ManagerInput{Kind: ManagerInputCancel, Call: id})
 	m.mu.Lock()
 	delete(m.calls, id)
+	closed := m.closeError()
 	m.mu.Unlock()
 	select {
 	case err := <-reply: // it came at the last moment
 		return err
 	case <-m.done:
-		return ErrClosed
+		return closed
 	default:
 		return ctx.Err()
 	}
@@ -443,13 +520,12 @@ func (m *Manager) CloseSession(ctx context.Context, id SessionID) error {
 	return m.call(ctx, CloseSessionCommand{id})
 }
 
-// Snapshot returns the state at this moment.
+// Snapshot returns the state at this moment. With a Store its last events may not
+// be durable yet.
 func (m *Manager) Snapshot() Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.core.Snapshot()
-	s.Seq = m.history.last()
-	return s
+	return m.core.Snapshot()
 }
 
 // Dropped returns how many messages and lines were dropped so far, because they
@@ -462,27 +538,81 @@ func (m *Manager) Dropped() uint64 {
 
 // Events returns the events after the one with that sequence number, those
 // kept and then those to come, until ctx ends or the Manager is closed. With 0
-// it begins at the oldest event that is kept. A reader that is slower than the
-// history is long misses events: Seq tells.
+// it begins at the oldest event that is kept. Without a Store a reader that is
+// slower than the history is long misses events: Seq tells. With one it reads
+// what is no longer in memory there, and gets no event that is not durable.
 func (m *Manager) Events(ctx context.Context, after uint64) iter.Seq[Event] {
-	return m.history.follow(ctx, m.done, after)
+	if m.cfg.Store == nil {
+		return m.history.follow(ctx, m.done, after)
+	}
+	return func(yield func(Event) bool) {
+		for {
+			oldest := m.history.oldest()
+			if after+1 < oldest {
+				for ev, err := range m.cfg.Store.Query(ctx, EventQuery{After: after, Before: oldest}) {
+					if err != nil {
+						m.log.Warn("the history cannot be read", "after", after, "error", err)
+						return
+					}
+					if after = ev.Seq; !yield(ev) {
+						return
+					}
+				}
+				after = max(after, oldest-1)
+			}
+			missed := false
+			for ev := range m.history.follow(ctx, m.done, after) {
+				if missed = ev.Seq != after+1; missed {
+					break // the store has what went out of memory meanwhile
+				}
+				if after = ev.Seq; !yield(ev) {
+					return
+				}
+			}
+			if !missed {
+				return
+			}
+		}
+	}
 }
 
 // Close ends the connections to all agents and waits for the Manager's
-// goroutines. What runs in the mesh goes on; calls that wait get ErrClosed.
+// goroutines. What runs in the mesh goes on; calls that wait get ErrClosed. What
+// was decided is committed, and the Store closed; the error is the Store's.
 func (m *Manager) Close() error {
 	m.mu.Lock()
-	if !m.closed {
-		m.closed = true
-		m.timer.Stop()
-		close(m.done)
-		for _, l := range m.links {
-			l.close()
-		}
+	m.shut()
+	m.mu.Unlock()
+	if m.committed != nil {
+		<-m.committed
+	}
+	m.mu.Lock()
+	for _, l := range m.links {
+		l.close()
 	}
 	m.mu.Unlock()
 	m.wg.Wait()
-	return nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cfg.Store != nil && !m.released {
+		m.released = true
+		return errors.Join(m.failure, m.cfg.Store.Close())
+	}
+	return m.failure
+}
+
+// shut has nothing begin any more. m.mu is held.
+func (m *Manager) shut() {
+	if m.closed {
+		return
+	}
+	m.closed = true
+	m.timer.Stop()
+	close(m.done)
+	if m.committed != nil {
+		m.work.Broadcast()
+		m.room.Broadcast()
+	}
 }
 
 func logEvent(log hclog.Logger, ev Event) {

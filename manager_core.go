@@ -40,6 +40,12 @@ type ManagerInput struct {
 	Msg  Message // borrowed: valid during the Step only
 	Call CallID
 	Cmd  any
+
+	// Committed is the last event that is durable, for a driver that performs
+	// outputs with Early before the events that came before them are; else 0.
+	Committed uint64
+	// Full says that no event can be made durable now: nothing is begun.
+	Full bool
 }
 
 // The commands of an operator.
@@ -73,6 +79,9 @@ type ManagerOutput struct {
 	Msg  Message
 	Call CallID
 	Err  error
+	// Early says that it depends on no event: it need not wait for any to be
+	// durable, as all others have to for those of their Step and before.
+	Early bool
 }
 
 const (
@@ -117,6 +126,10 @@ type ManagerCore struct {
 	timerSeq uint64
 
 	calls []call
+
+	seq       uint64 // of the last event
+	committed uint64 // the last event that is durable, if the driver tells
+	noRoom    bool   // no event can be made durable
 
 	storm bool // so many agents are away that none is taken to be lost
 
@@ -171,6 +184,7 @@ func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	clear(c.out)
 	c.out, c.events = c.out[:0], c.events[:0]
 	c.now = max(c.now, in.Now)
+	c.committed, c.noRoom = max(c.committed, in.Committed), in.Full
 	c.expire()
 
 	switch in.Kind {
@@ -206,6 +220,12 @@ func (c *ManagerCore) send(a *agent, m Message) {
 	}
 }
 
+func (c *ManagerCore) sendEarly(a *agent, m Message) {
+	if a.up() {
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: a.conn, Msg: m, Early: true})
+	}
+}
+
 // request sends a request to an agent and calls done once: with the status of
 // the response, or with 504 when none came in time. While the agent is away
 // the request waits for it to come back.
@@ -220,6 +240,15 @@ func (c *ManagerCore) request(a *agent, m Message, want Type, timeout time.Durat
 			x.done(StatusTimeout)
 		}
 	})
+}
+
+// epoch returns the extension lines that tell an agent which of several Managers
+// this is, and others.
+func (c *ManagerCore) epoch(more ...Extension) []Extension {
+	if c.cfg.Epoch == 0 {
+		return more
+	}
+	return append(more, Extension{extEpoch, strconv.FormatUint(c.cfg.Epoch, 10)})
 }
 
 // messageBlock is how many message ids are reserved at once: a Manager that
@@ -327,13 +356,17 @@ func (c *ManagerCore) misbehaves(conn ConnID) bool {
 func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	answer := func(s Status) {
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: &InitiationResponse{
-			Header: Header{MessageID: m.MessageID, Extensions: []Extension{{extHeard, "0"}}}, Status: s}})
+			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(Extension{extHeard, "0"})}, Status: s}, Early: c.noRoom})
 	}
 	refuse := func(s Status, cause string) {
 		if c.misbehaves(conn) {
 			c.record(Event{Kind: EventAgentRefused, Node: m.AgentNetworkAddress, Status: s, Cause: cause})
 		}
 		answer(s)
+	}
+	if c.noRoom {
+		answer(StatusInsufficientStorage)
+		return
 	}
 	addr, identity := m.AgentNetworkAddress, m.Extension(extAgent)
 	if a := c.conns[conn]; a != nil && a.addr != addr {
@@ -377,7 +410,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
 	a.conn = conn
-	a.healthAsked, a.healthMissed, a.heard = 0, 0, 0
+	a.healthAsked, a.healthMissed, a.heard, a.hears = 0, 0, 0, 0
 	c.conns[conn] = a
 	answer(StatusOK)
 
@@ -561,11 +594,14 @@ func (c *ManagerCore) watch(a *agent, conn ConnID) {
 			}
 		}
 		a.healthAsked = c.messageID()
-		h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent}
-		if a.heard != 0 {
-			h.Extensions = []Extension{{extHeard, strconv.FormatInt(a.heard, 10)}}
+		h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent, Extensions: c.epoch()}
+		if a.hears != 0 && (c.committed == 0 || a.hearsSeq <= c.committed) {
+			a.heard = a.hears // what came before it is durable
 		}
-		c.send(a, &AgentHealthRequest{Header: h, AgentNetworkAddress: a.addr})
+		if a.heard != 0 {
+			h.Extensions = append(h.Extensions, Extension{extHeard, strconv.FormatInt(a.heard, 10)})
+		}
+		c.sendEarly(a, &AgentHealthRequest{Header: h, AgentNetworkAddress: a.addr})
 		for _, i := range slices.Clone(a.instances) {
 			c.askHealth(i)
 		}
@@ -578,7 +614,7 @@ func (c *ManagerCore) agentHealth(a *agent, m *AgentHealthResponse) {
 		c.dropped++
 		return
 	}
-	a.heard = a.healthAsked
+	a.hears, a.hearsSeq = a.healthAsked, c.seq
 	a.healthAsked, a.healthMissed = 0, 0
 }
 
@@ -588,6 +624,11 @@ func (c *ManagerCore) command(id CallID, cmd any) {
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputReply, Call: id, Err: err})
 	}
 	wait := func(finished func() (bool, error)) { c.calls = append(c.calls, call{id, finished}) }
+	if c.noRoom {
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputReply, Call: id, Early: true,
+			Err: fmt.Errorf("%w: %w", &StatusError{Op: "change the state", Status: StatusInsufficientStorage}, ErrStoreFull)})
+		return
+	}
 
 	switch cmd := cmd.(type) {
 	case DeployCommand:

@@ -361,7 +361,7 @@ func (c *ManagerCore) askHealth(i *instance) {
 		}
 	}
 	i.healthAsked = c.messageID()
-	c.send(i.a, &InstanceHealthRequest{Header: Header{MessageID: i.healthAsked, SubType: ManagerToAgent},
+	c.sendEarly(i.a, &InstanceHealthRequest{Header: Header{MessageID: i.healthAsked, SubType: ManagerToAgent},
 		ServiceInstanceID: i.id, ServiceInstanceNetworkAddress: i.a.addr})
 }
 
@@ -404,6 +404,7 @@ const (
 	extInstances = "x_instances" // initiation_request: the ids of what it runs, "7, 9"
 	extHeard     = "x_heard"     // initiation_response, agent_health_control_request: the last health answer that the Manager has
 	extExit      = "x_exit"      // termination_info: exit code or signal
+	extEpoch     = "x_epoch"     // initiation_response, agent_health_control_request: which Manager of several; the greatest counts
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
 )

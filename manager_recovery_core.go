@@ -97,7 +97,7 @@ func (c *ManagerCore) Replay(ev Event) error {
 	if err := c.fits(&ev); err != nil {
 		return fmt.Errorf("ssmmp: event %d, %s: %w", ev.Seq, ev, err)
 	}
-	c.now = ev.At
+	c.now, c.seq = ev.At, ev.Seq
 	c.evolve(&ev)
 	return nil
 }
@@ -105,6 +105,9 @@ func (c *ManagerCore) Replay(ev Event) error {
 // fits tells whether an event can be applied: a history that lacks events, or
 // was changed, shall not be taken for another.
 func (c *ManagerCore) fits(ev *Event) error {
+	if !c.restoring && ev.Seq != c.seq+1 && ev.Kind != EventCheckpointBegan {
+		return fmt.Errorf("event %d comes next", c.seq+1)
+	}
 	if !c.restoring && ev.At < c.now {
 		return fmt.Errorf("its time %v is before the one before it, %v", ev.At, c.now)
 	}
@@ -224,13 +227,13 @@ func (c *ManagerCore) fits(ev *Event) error {
 const maxSlots = 1 << 28
 
 // Checkpoint returns the state in events: replayed into a new core they give
-// it, and the events that are recorded from now on fit after them. They have no
-// Seq and no Time, and their At is the core's clock.
+// it, and the events that are recorded from now on fit after them. They all
+// have the Seq of the last event before, and no Time.
 func (c *ManagerCore) Checkpoint() []Event {
 	t := &c.sessions
 	events := make([]Event, 0, 2+len(c.agents)+len(c.apps)+len(c.instances)+t.live)
 	add := func(ev Event) {
-		ev.At = c.now
+		ev.At, ev.Seq = c.now, c.seq
 		events = append(events, ev)
 	}
 	add(Event{Kind: EventCheckpointBegan, MessageID: c.reserved, Detail: toDetail(checkpointDetail{LastInstance: c.lastInstance, Storm: c.storm, Used: t.used})})

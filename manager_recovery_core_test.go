@@ -18,8 +18,8 @@ import (
 // are its durable state, so that a new field is compared until it is named here.
 var passing = map[string]string{
 	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations " +
-		"restoring restoreTo restored resuming now slots freeSlots instances byAddr",
-	"agent":        "index conn healthAsked healthMissed heard strangers",
+		"restoring restoreTo restored resuming now committed full slots freeSlots instances byAddr",
+	"agent":        "index conn healthAsked healthMissed hears hearsSeq heard strangers",
 	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage",
 	"vertex":       "app edges plugs sockets depth nextRelief restartArmed",
 	"cnapp":        "byName",

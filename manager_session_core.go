@@ -75,6 +75,10 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 			return
 		}
 	}
+	if c.noRoom {
+		c.sendEarly(a, sessionFailure(m, StatusInsufficientStorage))
+		return
+	}
 	src.newestMessage = max(src.newestMessage, m.MessageID)
 
 	if src.state >= instanceDraining {

@@ -111,7 +111,9 @@ type agent struct {
 	awaySince    time.Duration
 	healthAsked  int64 // message id of the request under way, 0 when answered
 	healthMissed int
-	heard        int64 // the last one that was answered on this connection
+	hears        int64 // the last one that was answered on this connection
+	hearsSeq     uint64
+	heard        int64 // the last one of which it was told so, since all before is durable
 }
 
 func (a *agent) up() bool { return a.conn != 0 }
@@ -298,7 +300,8 @@ func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 // and is open changes in evolve alone; the rest of the core's state is about
 // connections, requests under way and timers, and ends with the Manager.
 func (c *ManagerCore) record(ev Event) {
-	ev.At = c.now
+	c.seq++
+	ev.Seq, ev.At = c.seq, c.now
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
 }
@@ -607,9 +610,9 @@ var instanceStates = [...]InstanceState{
 	instanceStopping: InstanceStopping, instanceKilling: InstanceKilling,
 }
 
-// Snapshot returns the state. Its Seq is left to whoever numbers the events.
+// Snapshot returns the state.
 func (c *ManagerCore) Snapshot() Snapshot {
-	s := Snapshot{Storm: c.storm}
+	s := Snapshot{Seq: c.seq, Storm: c.storm}
 	known := map[string]bool{}
 	for _, a := range c.apps {
 		s.Graphs = append(s.Graphs, GraphStatus{Name: a.name, Retiring: a.retiring})

@@ -58,6 +58,8 @@ const (
 	StatusUnreachable Status = 502 // the destination could not be dialled
 	StatusUnavailable Status = 503 // no resources, or the Manager is away
 	StatusTimeout     Status = 504 // did not become ready in time
+
+	StatusInsufficientStorage Status = 507 // the Manager has no room to record what was asked for
 )
 
 // Success reports whether s is in the class 2xx.
@@ -92,6 +94,8 @@ var statusText = map[Status]string{
 	StatusUnreachable:     "destination unreachable",
 	StatusUnavailable:     "unavailable",
 	StatusTimeout:         "not ready in time",
+
+	StatusInsufficientStorage: "insufficient storage",
 }
 
 // Errors that a program acts on. Those that come from the Manager's answer to
@@ -140,7 +144,7 @@ func (e *StatusError) Unwrap() error {
 		return ErrNoEdge
 	case StatusTimeout:
 		return ErrStartTimeout
-	case StatusUnavailable, StatusNotFound:
+	case StatusUnavailable, StatusNotFound, StatusInsufficientStorage:
 		return ErrUnavailable
 	default:
 		return ErrRefused
