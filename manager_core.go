@@ -417,9 +417,9 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	for _, i := range a.instances {
 		i.healthAsked = 0 // the answer may have been lost with the connection
 	}
-	// What is asked for anew below is sent at once; what was asked before and is
-	// still wanted then, again.
-	pending := c.exchangesOf(a)
+	// What was asked for before, and is still wanted when it is settled what
+	// runs, is sent again before what is asked for now.
+	pending, answered := c.exchangesOf(a), len(c.out)
 	if m.Extension(extInstances) != "" || identity != "" {
 		c.settle(a, running, another)
 	} else {
@@ -428,11 +428,14 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 			c.askHealth(i)
 		}
 	}
+	now := slices.Clone(c.out[answered:])
+	c.out = c.out[:answered]
 	for _, x := range pending {
 		if c.exchanges[x.id] == x {
 			c.send(a, x.msg)
 		}
 	}
+	c.out = append(c.out, now...)
 	c.watch(a, conn)
 	c.calm()
 	c.restore()

@@ -811,14 +811,19 @@ func (c *simCheck) unsettled() string {
 			return fmt.Sprintf("%s %d is %s", i.Service, i.ID, i.State)
 		}
 	}
-	if open := c.realSessions(); len(snap.Sessions) != len(open) {
-		return fmt.Sprintf("%d sessions are open, and the Manager knows of %d", len(open), len(snap.Sessions))
-	} else {
-		for k := range snap.Sessions {
-			x := &snap.Sessions[k]
-			if key := (simTriple{x.Source, x.Destination, x.PlugPort, x.NewPort}); !open[key] {
-				return fmt.Sprintf("session %+v is not open", *x)
-			}
+	known := map[simTriple]bool{}
+	open := c.realSessions()
+	for k := range snap.Sessions {
+		x := &snap.Sessions[k]
+		key := simTriple{x.Source, x.Destination, x.PlugPort, x.NewPort}
+		if _, ok := open[key]; !ok || known[key] {
+			return fmt.Sprintf("session %+v is not open", *x)
+		}
+		known[key] = true
+	}
+	for key, awake := range open {
+		if awake && !known[key] {
+			return fmt.Sprintf("a session from %d to %d is open, and the Manager does not know", key.src, key.dst)
 		}
 	}
 	for _, g := range s.sim.Graphs {
@@ -862,14 +867,16 @@ type simTriple struct {
 	m, l     uint16
 }
 
-// realSessions are those whose source holds them.
+// realSessions are those that an end holds. They are true when a process holds
+// one that is not stopped.
 func (c *simCheck) realSessions() map[simTriple]bool {
 	open := map[simTriple]bool{}
 	for _, n := range c.s.nodes {
 		for _, p := range n.procs {
 			for _, e := range p.sessions {
 				src, dst := e.session.ends[0], e.session.ends[1]
-				open[simTriple{src.p.id, dst.p.id, src.port, dst.port}] = true
+				key := simTriple{src.p.id, dst.p.id, src.port, dst.port}
+				open[key] = open[key] || !p.frozen && e.taken
 			}
 		}
 	}

@@ -10,11 +10,12 @@ import (
 
 // A simEvent is one thing that is going to happen.
 type simEvent struct {
-	at  time.Duration // virtual time
-	seq uint64        // among those of one time
-	who *simActor     // whose it is; nil for the world's
-	in  *simPipe      // its next line arrives
-	f   func()        // or this happens; with neither, who is woken
+	at   time.Duration // virtual time
+	seq  uint64        // among those of one time
+	who  *simActor     // whose it is; nil for the world's
+	life int           // of who: what a process is about to do dies with it
+	in   *simPipe      // its next line arrives
+	f    func()        // or this happens; with neither, who is woken
 }
 
 // A simHeap is a heap of events with four children to a node: it is shallow, and

@@ -29,6 +29,7 @@ const (
 	_ SimulationFaultKind = iota
 	// The network.
 	SimResetManagerLink
+	SimHalfOpenManagerLink
 	SimResetInstanceLink
 	SimResetSessions
 	SimPartition
@@ -235,6 +236,13 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 			if n.manager != nil && !n.dead {
 				s.hit(f.Kind)
 				s.reset(n.manager.conn)
+			}
+		})},
+		SimHalfOpenManagerLink: {name: "half-open-manager-link", what: "an agent finds its connection to the Manager dead, and the Manager does not", start: simEachNode(func(s *simRun, n *simNode, f *simFaultRun) {
+			if e := n.manager; e != nil && !n.dead && !e.closing {
+				s.hit(f.Kind)
+				e.closing = true
+				s.after(e.who, 0, func() { s.lose(e) })
 			}
 		})},
 		SimResetInstanceLink: {name: "reset-instance-link", what: "the connections of a node's instances to their agent break", start: simEachNode(func(s *simRun, n *simNode, f *simFaultRun) {

@@ -22,7 +22,6 @@ type simManager struct {
 	lastCall ssmmp.CallID
 	calls    map[ssmmp.CallID]func(error)
 	refuses  bool // does not accept connections
-	lives    int
 
 	// What waits for the store: nothing leaves before the events that caused
 	// it are committed.
@@ -59,14 +58,14 @@ func (m *simManager) start() {
 	if !m.dead {
 		return
 	}
-	m.lives++
+	m.life++
 	m.dead, m.frozen, m.born, m.jumped, m.wakeAt = false, false, s.now, 0, 0
 	m.ends, m.calls = map[ssmmp.ConnID]*simEnd{}, map[ssmmp.CallID]func(error){}
 	m.held, m.committing, m.failing = nil, 0, false
 	m.cfg = s.sim.managerConfig()
 	// As from the wall clock: the ids of a Manager before it are not used.
-	m.cfg.FirstInstance = ssmmp.InstanceID(m.lives-1)*1_000_000 + 1
-	m.cfg.FirstMessage = int64(m.lives) * 1_000_000_000
+	m.cfg.FirstInstance = ssmmp.InstanceID(m.life-1)*1_000_000 + 1
+	m.cfg.FirstMessage = int64(m.life) * 1_000_000_000
 	m.cfg = m.cfg.WithDefaults()
 	m.core = ssmmp.NewManagerCore(m.cfg)
 	m.up = true
@@ -125,9 +124,9 @@ func (m *simManager) command(cmd any, patience time.Duration, done func(error)) 
 	id := m.lastCall
 	m.calls[id] = done
 	m.step(ssmmp.ManagerInput{Kind: ssmmp.ManagerInputCommand, Call: id, Cmd: cmd})
-	life := m.lives
+	life := m.life
 	m.s.after(&m.simActor, patience, func() {
-		if m.lives == life && m.calls[id] != nil {
+		if m.life == life && m.calls[id] != nil {
 			m.s.hit(SimCallGivenUp)
 			delete(m.calls, id)
 			m.step(ssmmp.ManagerInput{Kind: ssmmp.ManagerInputCancel, Call: id})
@@ -210,9 +209,9 @@ func (m *simManager) commit() {
 		wait += m.host.rand.between(0, f.Amount)
 		s.hit(SimStoreSlow)
 	}
-	life := m.lives
+	life := m.life
 	s.after(nil, wait, func() { // the disk does not care who waits for it
-		if m.dead || m.lives != life {
+		if m.dead || m.life != life {
 			return
 		}
 		if m.failing {
@@ -228,7 +227,7 @@ func (m *simManager) commit() {
 			s.check.committed(done[i].events)
 		}
 		s.after(&m.simActor, 0, func() {
-			if m.lives != life {
+			if m.life != life {
 				return
 			}
 			done := m.held[:m.committing]

@@ -29,6 +29,7 @@ type simActor struct {
 	host    *simHost
 	owner   simOwner
 	dead    bool
+	life    int        // how often it was started
 	frozen  bool       // stopped: what happens to it waits
 	backlog []simEvent // meanwhile
 
@@ -330,8 +331,13 @@ func (s *simRun) stall(p *simPipe) {
 		}
 	}
 	p.stalled++
+	s.hitCuts(p.to.peer().who.host, p.to.who.host)
+}
+
+// hitCuts counts the partitions that keep what one host sends from another.
+func (s *simRun) hitCuts(from, to *simHost) {
 	for _, c := range s.cuts {
-		if c.from[p.to.peer().who.host.index] && c.to[p.to.who.host.index] {
+		if c.from[from.index] && c.to[to.index] {
 			s.hit(c.kind)
 		}
 	}

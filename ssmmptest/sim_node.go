@@ -20,7 +20,6 @@ type simNode struct {
 	index int
 	cfg   ssmmp.AgentConfig
 	core  *ssmmp.AgentCore
-	lives int
 	away  bool // stays away after a crash
 
 	ends     map[ssmmp.ConnID]*simEnd
@@ -62,7 +61,7 @@ func (n *simNode) start() {
 	if !n.dead || n.away {
 		return
 	}
-	n.lives++
+	n.life++
 	n.host.down = false
 	n.dead, n.frozen, n.born, n.jumped, n.wakeAt = false, false, s.now, 0, 0
 	n.ends, n.byID, n.executes = map[ssmmp.ConnID]*simEnd{}, map[ssmmp.InstanceID]*simProc{}, map[int64]ssmmp.InstanceID{}
@@ -71,7 +70,7 @@ func (n *simNode) start() {
 		Manager: "10.0.0.0:55555", Address: n.host.addr, Listen: "127.0.0.1:55556", Repository: s.repository(n),
 		StartTimeout: s.sim.Config.StartTimeout, DrainTimeout: s.sim.Config.DrainTimeout, RequestTimeout: s.sim.Config.RequestTimeout,
 	}.WithDefaults()
-	n.core = ssmmp.NewAgentCore(n.cfg, fmt.Sprintf("%s.%d", n.host.name, n.lives))
+	n.core = ssmmp.NewAgentCore(n.cfg, fmt.Sprintf("%s.%d", n.host.name, n.life))
 	s.logf("%s starts", n.name)
 	n.reach()
 }
@@ -97,12 +96,12 @@ func (n *simNode) crash() {
 func (n *simNode) reach() {
 	s := n.s
 	m := s.manager
-	life := n.lives
+	life := n.life
 	again := func() {
 		wait := n.wait/2 + n.host.rand.between(0, n.wait/2)
 		n.wait = min(2*n.wait, n.cfg.BackOffTo)
 		s.after(&n.simActor, wait, func() {
-			if n.lives == life && n.manager == nil {
+			if n.life == life && n.manager == nil {
 				n.reach()
 			}
 		})
@@ -112,10 +111,13 @@ func (n *simNode) reach() {
 		s.hit(SimManagerDialBlocked)
 		s.after(&n.simActor, n.cfg.RequestTimeout, again)
 	case m.dead || m.refuses:
+		if m.refuses {
+			s.hit(SimManagerRefuses)
+		}
 		s.after(&n.simActor, s.delay(n.host, m.host), again)
 	default:
 		s.after(&n.simActor, 2*s.delay(n.host, m.host), func() {
-			if n.lives != life {
+			if n.life != life {
 				return
 			}
 			if m.dead || m.refuses {
@@ -178,9 +180,9 @@ func (n *simNode) lost(e *simEnd) {
 	n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputLost, Conn: e.id})
 	if e == n.manager {
 		n.manager = nil
-		life := n.lives
+		life := n.life
 		n.s.after(&n.simActor, n.wait/2+n.host.rand.between(0, n.wait/2), func() {
-			if n.lives == life && n.manager == nil {
+			if n.life == life && n.manager == nil {
 				n.reach()
 			}
 		})
@@ -234,9 +236,9 @@ func (n *simNode) step1(in ssmmp.AgentInput) {
 				p.killed()
 			}
 		case ssmmp.AgentOutputEmpty:
-			life := n.lives
+			life := n.life
 			s.after(&n.simActor, time.Second, func() {
-				if n.lives == life {
+				if n.life == life {
 					n.crash()
 				}
 			})

@@ -389,10 +389,10 @@ func (p *simProc) gone(with bool) {
 		return
 	}
 	// Its agent hears it out, for a second at the most.
-	life := n.lives
+	life := n.life
 	wait := min(max(last-s.now, 0), time.Second) + p.rand.between(10*time.Microsecond, time.Millisecond)
 	s.after(&n.simActor, wait, func() {
-		if n.lives == life && n.byID[p.id] == p {
+		if n.life == life && n.byID[p.id] == p {
 			delete(n.byID, p.id)
 			p.reported = true
 			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputExited, Instance: p.id, Exit: p.exit})

@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/ssmmp/ssmmp"
 )
+
+// simBusy is how many things may happen at one moment.
+const simBusy = 1 << 20
 
 // A simRun is a Simulation that is being played.
 type simRun struct {
@@ -20,6 +24,7 @@ type simRun struct {
 	heap   simHeap
 	seq    uint64
 	events int
+	busy   int // things that happened at this moment
 	hash   uint64
 
 	hosts   []*simHost // the Manager's first
@@ -65,7 +70,7 @@ func (s Simulation) Run(opts SimulationOptions) (*SimulationResult, error) {
 		return nil, err
 	}
 	r := newSimRun(&s, &opts)
-	r.play()
+	r.playSafely()
 	res := &SimulationResult{Seed: s.Seed, Events: r.events, Virtual: r.now, Hash: r.hash, Faults: r.counts,
 		SimulationSample: r.sample(), Failure: r.failure}
 	return res, nil
@@ -147,6 +152,9 @@ func (s *simRun) repository(n *simNode) []ssmmp.RepositoryEntry {
 func (s *simRun) push(ev simEvent) {
 	s.seq++
 	ev.seq = s.seq
+	if ev.who != nil {
+		ev.life = ev.who.life
+	}
 	s.heap.push(ev)
 }
 
@@ -169,6 +177,12 @@ func (s *simRun) wakeAt(a *simActor, at time.Duration) {
 func (s *simRun) run(until time.Duration) bool {
 	for s.failure == nil && len(s.heap) > 0 && s.heap[0].at <= until {
 		ev := s.heap.pop()
+		if s.busy++; ev.at > s.now {
+			s.busy = 0
+		} else if s.busy > simBusy {
+			s.fail("time goes on", "%d things happen at once", s.busy)
+			break
+		}
 		s.now = ev.at
 		if ev.in != nil {
 			from := ev.in.to.peer().who.host
@@ -178,7 +192,7 @@ func (s *simRun) run(until time.Duration) bool {
 			}
 		}
 		if a := ev.who; a != nil {
-			if a.dead {
+			if a.dead || a.life != ev.life {
 				continue
 			}
 			if a.frozen {
@@ -265,6 +279,16 @@ func (s *simRun) sample() SimulationSample {
 		}
 	}
 	return SimulationSample{At: s.now, Agents: up, Instances: s.running, Sessions: s.sessions, Starts: s.starts, Dials: s.dials, Failed: s.failed}
+}
+
+// playSafely makes a panic of a core a failure.
+func (s *simRun) playSafely() {
+	defer func() {
+		if v := recover(); v != nil {
+			s.fail("nothing panics", "%v\n%s", v, debug.Stack())
+		}
+	}()
+	s.play()
 }
 
 // play runs the two phases.

@@ -142,6 +142,8 @@ func (d *simDialing) connect(target netip.AddrPort, wait time.Duration) {
 	src := p.host
 	if s.blocked(src, host) || s.blocked(host, src) {
 		s.hit(SimSessionDialBlocked)
+		s.hitCuts(src, host)
+		s.hitCuts(host, src)
 		return // the caller's patience ends it
 	}
 	s.after(&p.simActor, 2*s.delay(src, host), func() {
@@ -310,6 +312,7 @@ func (e *simSessionEnd) finish() {
 	}
 	if s.blocked(e.p.host, far.p.host) {
 		e.stuck = true
+		s.hitCuts(e.p.host, far.p.host)
 	}
 	if e.stuck {
 		s.stuck = append(s.stuck, e)

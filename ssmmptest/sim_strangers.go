@@ -34,7 +34,7 @@ func (x *simStranger) lost(*simEnd) {}
 // falseAgent claims the address of a node.
 func (s *simRun) falseAgent(n *simNode, f *simFaultRun) {
 	m := s.manager
-	if m.dead || m.refuses || n.manager == nil || s.blocked(n.host, m.host) || s.check.away(n.host.addr) {
+	if m.dead || m.frozen || m.refuses || n.manager == nil || s.blocked(n.host, m.host) || s.check.away(n.host.addr) {
 		return
 	}
 	x := s.stranger("false agent", n.host)
@@ -45,7 +45,13 @@ func (s *simRun) falseAgent(n *simNode, f *simFaultRun) {
 		r.Extensions = []ssmmp.Extension{{Name: "x_agent", Value: "somebody"}}
 	}
 	s.hit(f.Kind)
-	s.send(&c.ends[0], r)
+	// At once: were the agent away when it arrives, nothing could tell the two apart.
+	line, err := ssmmp.AppendMessage(nil, r)
+	if err != nil {
+		s.fail("every message can be encoded", "%v", err)
+		return
+	}
+	m.line(&c.ends[1], line)
 	s.after(nil, 5*time.Second, func() { s.hangUp(&c.ends[0]) })
 }
 
@@ -66,7 +72,7 @@ func (s *simRun) falseInstance(n *simNode, f *simFaultRun) {
 		case 0:
 			h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "guessed"}}
 		case 1:
-			if p.agent == nil && !s.sim.Config.KernelProof {
+			if (p.agent == nil || p.agent.closed || !p.running) && !s.sim.Config.KernelProof {
 				// Nothing there can tell it from the instance.
 				h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "x"}}
 			}
