@@ -35,6 +35,9 @@ type Simulation struct {
 	// Commit is how long the Manager's store takes to commit. With zero it
 	// takes no time.
 	Commit time.Duration
+	// Forgets says that nothing outlives a Manager: the next one begins with
+	// nothing, as with a store in memory.
+	Forgets bool `json:",omitempty"`
 	// For is how long the safety phase lasts.
 	For time.Duration
 	// Load is what users do all the time, Work what is done once.

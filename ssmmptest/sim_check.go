@@ -29,21 +29,24 @@ type simCheck struct {
 	greatest ssmmp.InstanceID
 
 	// The model of this Manager's state.
-	live     map[ssmmp.InstanceID]*simInstance
-	ports    map[netip.AddrPort]ssmmp.InstanceID
-	freed    map[netip.AddrPort]time.Duration // by the Manager's clock
-	sessions map[ssmmp.SessionID]*simOpen
-	uses     map[uint32]uint32 // of session slots
-	vertices map[[2]string]*simVertex
-	agents   map[netip.Addr]*simAgent
-	conns    map[ssmmp.ConnID]netip.Addr // registered
-	asked    map[int64]simAsked
-	commands map[ssmmp.CallID]any
-	lastNow  time.Duration
-	skipped  time.Duration    // by jumps of the Manager's clock
-	foreign  bool             // the message under way is a response that was not asked for
-	speaks   ssmmp.InstanceID // of another node, for whom the message under way speaks
-	register netip.Addr       // by the message under way
+	live      map[ssmmp.InstanceID]*simInstance
+	ports     map[netip.AddrPort]ssmmp.InstanceID
+	freed     map[netip.AddrPort]time.Duration // by the Manager's clock
+	sessions  map[ssmmp.SessionID]*simOpen
+	uses      map[uint32]uint32 // of session slots
+	vertices  map[[2]string]*simVertex
+	agents    map[netip.Addr]*simAgent
+	conns     map[ssmmp.ConnID]netip.Addr // registered
+	asked     map[int64]simAsked
+	commands  map[ssmmp.CallID]any
+	lastNow   time.Duration
+	skipped   time.Duration    // by jumps of the Manager's clock
+	foreign   bool             // the message under way is a response that was not asked for
+	speaks    ssmmp.InstanceID // of another node, for whom the message under way speaks
+	register  netip.Addr       // by the message under way
+	replaying bool             // what happened is told again
+	messages  int64            // the greatest message id of the Manager's requests
+	left      int64            // likewise, of those that were sent
 }
 
 type simIntent struct {
@@ -106,11 +109,11 @@ type simAsked struct {
 func (c *simCheck) init(s *simRun) {
 	c.s = s
 	c.ids, c.intents = map[ssmmp.InstanceID]*simProc{}, map[ssmmp.InstanceID]simIntent{}
-	c.managerDied()
+	c.managerStarted(nil)
 }
 
-// managerDied forgets the model: the next Manager begins with nothing.
-func (c *simCheck) managerDied() {
+// managerStarted makes the model that of a Manager that goes on from a history.
+func (c *simCheck) managerStarted(history []ssmmp.Event) {
 	c.live, c.ports, c.freed = map[ssmmp.InstanceID]*simInstance{}, map[netip.AddrPort]ssmmp.InstanceID{}, map[netip.AddrPort]time.Duration{}
 	c.sessions, c.uses = map[ssmmp.SessionID]*simOpen{}, map[uint32]uint32{}
 	c.vertices, c.agents = map[[2]string]*simVertex{}, map[netip.Addr]*simAgent{}
@@ -128,6 +131,17 @@ func (c *simCheck) managerDied() {
 			c.vertices[[2]string{g.Name, v.Name}] = m
 		}
 	}
+	// What was decided and not committed has not left: it may be decided again.
+	c.messages = c.left
+	if !c.s.sim.Forgets {
+		c.greatest = 0
+	}
+	c.replaying = true
+	for i := range history {
+		c.event(&ssmmp.ManagerInput{Now: history[i].At}, &history[i])
+		c.lastNow = history[i].At
+	}
+	c.replaying = false
 }
 
 func (c *simCheck) fail(invariant, format string, args ...any) {
@@ -142,6 +156,9 @@ func (c *simCheck) committed(events []ssmmp.Event) {
 		}
 	}
 }
+
+// leaves notes that a request with a message id is sent.
+func (c *simCheck) leaves(message int64) { c.left = max(c.left, message) }
 
 // away tells whether the Manager misses an agent.
 func (c *simCheck) away(a netip.Addr) bool { m := c.agents[a]; return m == nil || !m.up }
@@ -309,7 +326,7 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			a = &simAgent{}
 			c.agents[ev.Node] = a
 		}
-		if a.up {
+		if a.up && !c.replaying {
 			c.s.hit(SimSuperseded)
 		}
 		a.up, a.lost, a.heard = true, false, in.Now-c.skipped
@@ -330,7 +347,7 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 	case ssmmp.EventInstanceRequested:
 		v := c.vertices[[2]string{ev.Graph, ev.Vertex}]
 		a := c.agents[ev.Node]
-		if ev.Instance <= c.greatest {
+		if ev.Instance <= c.greatest && !c.replaying {
 			c.fail("no id is used twice", "%s after %d", ev, c.greatest)
 		}
 		c.greatest = max(c.greatest, ev.Instance)
@@ -383,7 +400,7 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		if i.open+i.offered > 0 {
 			c.fail("sessions close before their instance ends", "%s: %d sessions", ev, i.open+i.offered)
 		}
-		if p, a := c.ids[ev.Instance], c.agents[i.node]; p != nil && !p.finished && !p.ended && !(a != nil && a.lost) && p.running {
+		if p, a := c.ids[ev.Instance], c.agents[i.node]; p != nil && !p.finished && !p.ended && !(a != nil && a.lost) && p.running && !c.replaying {
 			c.fail("what ended does not run", "%s, and its process runs on %s", ev, p.host.name)
 		}
 		v := c.vertices[[2]string{ev.Graph, ev.Vertex}]
@@ -421,22 +438,35 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			c.fail("no more sessions than SessionsPerInstance", "%s: %d", ev, dst.serves)
 		}
 		r := src.request(ev.MessageID, ev.Plug, ev.Socket)
+		if c.replaying {
+			r.asked, r.answered = 1, 1
+		}
 		if r.asked == 0 || r.granted {
 			c.fail("a session is granted once, to who asked", "%s", ev)
 		}
 		r.granted, r.decided = true, true
+		port := uint16(0)
+		for _, p := range dst.sockets {
+			if p.Socket == ev.Socket {
+				port = p.Port
+			}
+		}
+		r.hash = simAnswerHash(ssmmp.StatusOK, ev.Destination, port)
 		src.offered++
 		dst.offered++
 		dst.serves++
 		c.sessions[ev.Session] = &simOpen{src: ev.Source, dst: ev.Destination, messageID: ev.MessageID}
 
 	case ssmmp.EventSessionRefused:
-		if src := c.live[ev.Source]; src != nil {
-			for k := range src.requests {
-				if r := &src.requests[k]; r.id == ev.MessageID {
-					r.decided = true
-				}
+		if src := c.live[ev.Source]; src != nil && ev.Status != ssmmp.StatusForbidden {
+			r := src.request(ev.MessageID, ev.Plug, ev.Socket)
+			if c.replaying {
+				r.asked, r.answered = 1, 1
 			}
+			if !r.decided {
+				r.hash = simAnswerHash(ev.Status, 0, 0)
+			}
+			r.decided = true
 		}
 
 	case ssmmp.EventSessionOpened:
@@ -499,7 +529,12 @@ func (c *simCheck) output(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput) {
 			c.fail("requests go to registered agents", "%s to connection %d", o.Msg.Type(), o.Conn)
 			return
 		}
-		c.asked[o.Msg.Head().MessageID] = simAsked{node, want, id, c.s.now}
+		message := o.Msg.Head().MessageID
+		if a, again := c.asked[message]; message <= c.messages && !c.register.IsValid() && !(again && a.node == node && a.want == want && a.instance == id) {
+			c.fail("no message id is used twice", "%s %d, and %d was used", o.Msg.Type(), message, c.messages)
+		}
+		c.messages = max(c.messages, message)
+		c.asked[message] = simAsked{node, want, id, c.s.now}
 		i := c.live[id]
 		switch o.Msg.(type) {
 		case *ssmmp.ExecutionRequest:
@@ -549,11 +584,13 @@ func (c *simCheck) answer(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput, m *ssm
 	if m.Status.Success() && !r.granted {
 		c.fail("a grant is recorded before its answer leaves", "request %d of instance %d", m.MessageID, m.SourceServiceInstanceID)
 	}
-	h := simMix(uint64(m.Status), uint64(m.DestServiceInstanceID)<<16|uint64(m.DestSocketPort))
-	if r.hash != 0 && r.hash != h {
-		c.fail("a duplicate request gets the same answer", "request %d of instance %d", m.MessageID, m.SourceServiceInstanceID)
+	if h := simAnswerHash(m.Status, m.DestServiceInstanceID, m.DestSocketPort); r.hash != h {
+		c.fail("a duplicate request gets the same answer", "request %d of instance %d is answered with %s", m.MessageID, m.SourceServiceInstanceID, m.Status)
 	}
-	r.hash = h
+}
+
+func simAnswerHash(status ssmmp.Status, dest ssmmp.InstanceID, port uint16) uint64 {
+	return simMix(uint64(status), uint64(dest)<<16|uint64(port))
 }
 
 // replied checks that what an operator is told is true.

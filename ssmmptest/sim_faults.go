@@ -101,6 +101,8 @@ const (
 	SimSessionDialBlocked
 	SimSuperseded
 	SimHeldLost
+	SimStoreTorn
+	SimReplayed
 	SimCallGivenUp
 	SimClosesSession
 	SimShutsDown
@@ -440,6 +442,8 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimSessionDialBlocked: {name: "session-dial-blocked", what: "an instance dials another in vain"},
 		SimSuperseded:         {name: "superseded", what: "an agent is back before its old connection was seen to end"},
 		SimHeldLost:           {name: "held-lost", what: "the Manager dies before what it decided was committed"},
+		SimStoreTorn:          {name: "store-torn", what: "the store holds a part of what was not committed"},
+		SimReplayed:           {name: "replayed", what: "a Manager goes on from what the store holds"},
 		SimCallGivenUp:        {name: "call-given-up", what: "the operator does not wait for the outcome of a command"},
 		SimClosesSession:      {name: "closes-session", what: "the operator closes a session"},
 		SimShutsDown:          {name: "shuts-down", what: "the operator shuts an instance down"},

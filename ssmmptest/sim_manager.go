@@ -15,13 +15,13 @@ type simManager struct {
 	s    *simRun
 	cfg  ssmmp.ManagerConfig
 	core *ssmmp.ManagerCore
-	up   bool
 
 	ends     map[ssmmp.ConnID]*simEnd
 	lastConn ssmmp.ConnID
 	lastCall ssmmp.CallID
 	calls    map[ssmmp.CallID]func(error)
 	refuses  bool // does not accept connections
+	store    []ssmmp.Event
 
 	// What waits for the store: nothing leaves before the events that caused
 	// it are committed.
@@ -38,11 +38,12 @@ type simHeld struct {
 }
 
 type simHeldOutput struct {
-	kind ssmmp.ManagerOutputKind
-	conn ssmmp.ConnID
-	line []byte
-	call ssmmp.CallID
-	err  error
+	kind    ssmmp.ManagerOutputKind
+	conn    ssmmp.ConnID
+	line    []byte
+	message int64 // its id, if it is a request
+	call    ssmmp.CallID
+	err     error
 }
 
 func newSimManager(s *simRun, host *simHost) *simManager {
@@ -52,7 +53,8 @@ func newSimManager(s *simRun, host *simHost) *simManager {
 	return m
 }
 
-// start executes a Manager. An operator deploys what was deployed.
+// start executes a Manager: with what the store holds of the one before, or with
+// nothing. An operator deploys what was deployed.
 func (m *simManager) start() {
 	s := m.s
 	if !m.dead {
@@ -63,13 +65,34 @@ func (m *simManager) start() {
 	m.ends, m.calls = map[ssmmp.ConnID]*simEnd{}, map[ssmmp.CallID]func(error){}
 	m.held, m.committing, m.failing = nil, 0, false
 	m.cfg = s.sim.managerConfig()
-	// As from the wall clock: the ids of a Manager before it are not used.
-	m.cfg.FirstInstance = ssmmp.InstanceID(m.life-1)*1_000_000 + 1
-	m.cfg.FirstMessage = int64(m.life) * 1_000_000_000
+	if s.sim.Forgets {
+		// As from the wall clock: the ids of a Manager before it are not used.
+		m.cfg.FirstInstance = ssmmp.InstanceID(m.life-1)*1_000_000 + 1
+		m.cfg.FirstMessage = int64(m.life) * 1_000_000_000
+		m.store = nil
+	}
 	m.cfg = m.cfg.WithDefaults()
 	m.core = ssmmp.NewManagerCore(m.cfg)
-	m.up = true
 	s.logf("Manager starts")
+	s.check.managerStarted(m.store)
+	if len(m.store) > 0 {
+		for i := range m.store {
+			if err := m.core.Replay(m.store[i]); err != nil {
+				s.fail("what is stored can be replayed", "%v", err)
+				return
+			}
+		}
+		s.check.all()
+		s.hit(SimReplayed)
+		m.jumped = m.core.Now()
+		in := ssmmp.ManagerInput{Kind: ssmmp.ManagerInputTime, Now: m.jumped}
+		s.check.beforeManager(&in)
+		out, events := m.core.Resume(in.Now)
+		m.took(&in, out, events)
+		if at, ok := m.core.NextDeadline(); ok {
+			s.wakeAt(&m.simActor, at)
+		}
+	}
 	for _, g := range s.deployed {
 		s.deploy(g)
 	}
@@ -82,7 +105,7 @@ func (m *simManager) crash() {
 		return
 	}
 	s.logf("Manager dies")
-	m.dead, m.up = true, false
+	m.dead = true
 	for _, id := range simSorted(m.ends) {
 		s.die(m.ends[id], m.host.down)
 	}
@@ -90,9 +113,28 @@ func (m *simManager) crash() {
 	if len(m.held) > 0 {
 		s.hit(SimHeldLost)
 	}
+	// Of what was not committed a part may be on the disk.
+	var torn []ssmmp.Event
+	for i := range m.held {
+		torn = append(torn, m.held[i].events...)
+	}
+	if len(torn) > 0 && !s.sim.Forgets {
+		torn = torn[:m.host.rand.n(len(torn)+1)]
+		if len(torn) > 0 {
+			s.hit(SimStoreTorn)
+		}
+		m.committed(torn)
+	}
 	m.held = nil
 	m.backlog = nil
-	s.check.managerDied()
+}
+
+// committed notes events that the store holds from now on.
+func (m *simManager) committed(events []ssmmp.Event) {
+	m.s.check.committed(events)
+	if !m.s.sim.Forgets && !m.s.sim.Quiet {
+		m.store = append(m.store, events...)
+	}
 }
 
 func (m *simManager) accept(e *simEnd) {
@@ -151,6 +193,12 @@ func (m *simManager) step1(in ssmmp.ManagerInput) {
 	s := m.s
 	s.check.beforeManager(&in)
 	out, events := m.core.Step(in)
+	m.took(&in, out, events)
+}
+
+// took carries out what the core decided, once that is committed.
+func (m *simManager) took(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput, events []ssmmp.Event) {
+	s := m.s
 	if s.transcript != nil {
 		for _, ev := range events {
 			s.logf("Manager: %s", ev)
@@ -159,7 +207,7 @@ func (m *simManager) step1(in ssmmp.ManagerInput) {
 	for i := range events {
 		s.hash = simMix(s.hash, uint64(events[i].Kind)<<48^uint64(events[i].Instance)^uint64(events[i].Session)<<8)
 	}
-	s.check.managerStep(&in, out, events)
+	s.check.managerStep(in, out, events)
 	if s.opts.OnEvent != nil {
 		for _, ev := range events {
 			s.opts.OnEvent(s.now, ev)
@@ -169,11 +217,12 @@ func (m *simManager) step1(in ssmmp.ManagerInput) {
 		return
 	}
 	if s.sim.Commit == 0 && len(m.slow) == 0 && len(m.held) == 0 && !m.failing {
-		s.check.committed(events)
+		m.committed(events)
 		for i := range out {
 			o := &out[i]
 			if o.Kind == ssmmp.ManagerOutputSend {
 				if e := m.ends[o.Conn]; e != nil {
+					s.check.leaves(simRequestID(o.Msg))
 					s.send(e, o.Msg)
 				}
 				continue
@@ -187,6 +236,7 @@ func (m *simManager) step1(in ssmmp.ManagerInput) {
 		ho := simHeldOutput{kind: o.Kind, conn: o.Conn, call: o.Call, err: o.Err}
 		if o.Msg != nil {
 			var err error
+			ho.message = simRequestID(o.Msg)
 			if ho.line, err = ssmmp.AppendMessage(nil, o.Msg); err != nil {
 				s.fail("every message can be encoded", "Manager sends %s: %v", o.Msg.Type(), err)
 			}
@@ -224,7 +274,7 @@ func (m *simManager) commit() {
 		}
 		done := m.held[:m.committing]
 		for i := range done {
-			s.check.committed(done[i].events)
+			m.committed(done[i].events)
 		}
 		s.after(&m.simActor, 0, func() {
 			if m.life != life {
@@ -249,6 +299,7 @@ func (m *simManager) perform(o *simHeldOutput) {
 	switch o.kind {
 	case ssmmp.ManagerOutputSend:
 		if e := m.ends[o.conn]; e != nil {
+			m.s.check.leaves(o.message)
 			m.s.sendLine(e, o.line)
 		}
 	case ssmmp.ManagerOutputClose:
@@ -261,4 +312,12 @@ func (m *simManager) perform(o *simHeldOutput) {
 			done(o.err)
 		}
 	}
+}
+
+// simRequestID is the message id of a request, 0 for other messages.
+func simRequestID(m ssmmp.Message) int64 {
+	if want, _ := simWants(m); want != 0 {
+		return m.Head().MessageID
+	}
+	return 0
 }

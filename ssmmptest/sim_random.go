@@ -20,6 +20,7 @@ func RandomSimulation(seed uint64) Simulation {
 	if r.oneIn(2) {
 		s.Commit = r.between(100*time.Microsecond, 20*time.Millisecond)
 	}
+	s.Forgets = r.oneIn(4)
 	s.Config = simRandomConfig(&r)
 	for range 1 + r.n(2) {
 		s.Graphs = append(s.Graphs, simRandomGraph(&r, len(s.Graphs)))

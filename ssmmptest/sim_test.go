@@ -23,7 +23,7 @@ var (
 	simFile   = flag.String("sim.file", "", "or the one in this file")
 	simShrink = flag.Bool("sim.shrink", false, "and shrink it if it fails")
 	simOut    = flag.String("sim.out", "", "and write it to this file then")
-	simSeeds  = flag.Int("sim.seeds", 200, "how many seeds to play")
+	simSeeds  = flag.Int("sim.seeds", 100, "how many seeds to play")
 	simBase   = flag.Uint64("sim.base", 1, "the first of them; from the clock if zero")
 )
 
@@ -201,7 +201,7 @@ func TestSimulationRepeats(t *testing.T) {
 	}
 	type outcome struct{ hash, transcript uint64 }
 	play := func(s Simulation) outcome {
-		s.For, s.Quiet = 3*time.Second, true
+		s.For, s.Quiet = 1500*time.Millisecond, true
 		h := fnv.New64a()
 		res, err := s.Run(SimulationOptions{Transcript: h})
 		if err != nil {
