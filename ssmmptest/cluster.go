@@ -17,16 +17,20 @@ import (
 )
 
 const (
-	// ManagerHost and UserHost are where a cluster's Manager runs, and where
-	// its users are, among the Hosts of its Faults. Its nodes begin at 10.0.0.1.
-	ManagerHost = "10.255.0.1"
-	UserHost    = "10.255.0.2"
-
 	maxNodes = 250 * 250
 	// clusterPatience is how long Close waits for functions that were told to
 	// return, and NewCluster for the agents to register.
 	clusterPatience = 30 * time.Second
 )
+
+// ManagerAddr and UserAddr are where a cluster's Manager runs, and where its
+// users are. Its nodes begin at 10.0.0.1.
+var (
+	ManagerAddr = netip.AddrFrom4([4]byte{10, 255, 0, 1})
+	UserAddr    = netip.AddrFrom4([4]byte{10, 255, 0, 2})
+)
+
+var managerAddress = netip.AddrPortFrom(ManagerAddr, ssmmp.ManagerPort).String()
 
 // A ClusterConfig describes a cluster. Graphs and Nodes have no default; the
 // zero value of any other field means its own.
@@ -78,7 +82,7 @@ func (c *ClusterConfig) Validate() error {
 		"Manager": a.Manager != "", "Address": a.Address.IsValid(), "Listen": a.Listen != "",
 		"Repository": a.Repository != nil, "Transport": a.Transport != nil, "Logger": a.Logger != nil,
 	})
-	a.Manager, a.Address, a.Repository = ManagerHost+":55555", netip.MustParseAddr("10.0.0.1"), nil
+	a.Manager, a.Address, a.Repository = managerAddress, netip.MustParseAddr("10.0.0.1"), nil
 	if err := a.Validate(); err != nil {
 		faults = append(faults, err)
 	}
@@ -140,8 +144,8 @@ func Service(name string, f ServiceFunc) ClusterOption {
 // and then its connections close and it says nothing any more. Its methods may
 // be called by many goroutines at once.
 type Cluster struct {
-	// Faults lie between all hosts of the cluster: its nodes, ManagerHost and
-	// UserHost.
+	// Faults lie between all hosts of the cluster: its nodes, ManagerAddr and
+	// UserAddr.
 	Faults *Faults
 
 	cfg     ClusterConfig
@@ -202,7 +206,7 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
-	users, err := c.host(UserHost)
+	users, err := c.host(UserAddr)
 	if err != nil {
 		return nil, err
 	}
@@ -222,12 +226,12 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 }
 
 // host returns the Transport of a host of the cluster, with faults.
-func (c *Cluster) host(addr string) (ssmmp.Transport, error) {
-	h, err := c.network.Host(addr)
+func (c *Cluster) host(addr netip.Addr) (ssmmp.Transport, error) {
+	h, err := c.network.Host(addr.String())
 	if err != nil {
 		return nil, err
 	}
-	return c.Faults.Host(h.Addr(), h), nil
+	return c.Faults.Host(addr, h), nil
 }
 
 // Manager returns the Manager; a crashed one until another is started.
@@ -295,7 +299,7 @@ func (c *Cluster) StartManager() error {
 	case c.managing != nil:
 		return errors.New("ssmmptest: a Manager runs")
 	}
-	host, err := c.host(ManagerHost)
+	host, err := c.host(ManagerAddr)
 	if err != nil {
 		return err
 	}
@@ -312,7 +316,7 @@ func (c *Cluster) StartManager() error {
 	if err != nil {
 		return err
 	}
-	ln, err := p.Listen(context.Background(), ":55555")
+	ln, err := p.Listen(context.Background(), managerAddress)
 	if err != nil {
 		m.Close()
 		return err

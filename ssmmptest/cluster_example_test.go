@@ -115,14 +115,15 @@ func ExampleFaults() {
 	network := ssmmp.NewMemNetwork()
 	faults := ssmmptest.NewFaults(1)
 	defer faults.Close()
-	host := func(addr string) ssmmp.Transport {
-		h, err := network.Host(addr)
+	host := func(addr netip.Addr) ssmmp.Transport {
+		h, err := network.Host(addr.String())
 		if err != nil {
 			log.Fatal(err)
 		}
-		return faults.Host(netip.MustParseAddr(addr), h)
+		return faults.Host(addr, h)
 	}
-	server, client := host("10.0.0.1"), host("10.0.0.2")
+	serverAddr, clientAddr := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	server, client := host(serverAddr), host(clientAddr)
 
 	ctx := context.Background()
 	ln, err := server.Listen(ctx, ":7000")
@@ -136,7 +137,7 @@ func ExampleFaults() {
 	}
 	defer conn.Close()
 
-	faults.Block(ssmmptest.Hosts{"10.0.0.2"}, ssmmptest.Hosts{"10.0.0.1"})
+	faults.Block(ssmmptest.Hosts{clientAddr}, ssmmptest.Hosts{serverAddr})
 	fmt.Fprintln(conn, "held for a while")
 	fmt.Println(faults.Stats().InFlight, "bytes are on their way")
 	faults.Heal()

@@ -43,7 +43,7 @@ func (c *Cluster) AddNode() (*Node, error) {
 		return nil, fmt.Errorf("ssmmptest: a cluster has at most %d nodes", maxNodes)
 	}
 	addr := netip.AddrFrom4([4]byte{10, 0, byte(n / 250), byte(n%250 + 1)})
-	host, err := c.host(addr.String())
+	host, err := c.host(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (c *Cluster) NodeAt(addr netip.Addr) *Node {
 func (n *Node) Addr() netip.Addr { return n.addr }
 
 // Hosts returns the node as Faults knows it.
-func (n *Node) Hosts() Hosts { return Hosts{n.addr.String()} }
+func (n *Node) Hosts() Hosts { return Hosts{n.addr} }
 
 // Crash has the node lose its power: its agent and all its instances are gone
 // without a word, and nobody at the other ends of their connections is told.
@@ -99,7 +99,7 @@ func (n *Node) Crash() error {
 	if off {
 		return fmt.Errorf("ssmmptest: node %s has no power", n.addr)
 	}
-	n.c.Faults.power(n.addr.String(), false)
+	n.c.Faults.power(n.addr, false)
 	n.CrashAgent() // an error is that none runs
 	return nil
 }
@@ -147,7 +147,7 @@ func (n *Node) start() error {
 	}
 	a := &agentRun{process: newProcess(n.net), instances: map[ssmmp.InstanceID]*process{}, done: make(chan struct{})}
 	cfg := c.cfg.Agent
-	cfg.Manager, cfg.Address, cfg.Transport = net.JoinHostPort(ManagerHost, "55555"), n.addr, a.process
+	cfg.Manager, cfg.Address, cfg.Transport = managerAddress, n.addr, a.process
 	cfg.Logger = c.log.Named("agent " + n.addr.String())
 	cfg.Repository = c.repository(n, a)
 	agent, err := ssmmp.NewAgent(cfg)
@@ -155,7 +155,7 @@ func (n *Node) start() error {
 		return err
 	}
 	n.off = false
-	c.Faults.power(n.addr.String(), true)
+	c.Faults.power(n.addr, true)
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop, n.agent = stop, a
 	go func() {

@@ -157,7 +157,7 @@ func askConn(conn net.Conn, line string) (string, error) {
 }
 
 // Dial connects to a socket of an API Gateway, by the name of its vertex, as a
-// user on UserHost does. It waits for the gateway to run and to listen, until
+// user at UserAddr does. It waits for the gateway to run and to listen, until
 // ctx ends.
 func (c *Cluster) Dial(ctx context.Context, gateway, socket string) (net.Conn, error) {
 	graph, err := c.gateway(gateway, socket)
@@ -177,8 +177,11 @@ func (c *Cluster) Dial(ctx context.Context, gateway, socket string) (net.Conn, e
 				}
 			}
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			return conn, nil
+		case c.users.alive.Err() != nil:
+			return nil, fmt.Errorf("ssmmptest: cluster: %w", net.ErrClosed)
 		}
 		select {
 		case <-ctx.Done():

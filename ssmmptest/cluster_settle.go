@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -43,6 +44,12 @@ func (c *Cluster) await(ctx context.Context, lacking func() string) error {
 		what := lacking()
 		if what == "" {
 			return nil
+		}
+		c.mu.Lock()
+		closed := c.closed
+		c.mu.Unlock()
+		if closed {
+			return fmt.Errorf("ssmmptest: cluster: %w", net.ErrClosed)
 		}
 		if !pause(ctx, wait) {
 			return fmt.Errorf("ssmmptest: %s: %w", what, ctx.Err())

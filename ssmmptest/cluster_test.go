@@ -264,8 +264,10 @@ func TestClusterCrashManager(t *testing.T) {
 		}
 		c.must(c.Deploy(c.ctx))
 		c.settle()
-		if g := c.the("G"); g.ID <= b.ID {
-			t.Errorf("instance id %d was used before", g.ID)
+		for _, ev := range c.History() {
+			if ev.Kind == ssmmp.EventInstanceRequested && ev.Instance <= b.ID {
+				t.Errorf("an id is used again: %s", ev)
+			}
 		}
 		if got := c.ask("via PA echo again"); got != "again" {
 			t.Errorf("after the restart: %q", got)
@@ -282,7 +284,7 @@ func TestClusterPartition(t *testing.T) {
 		c.settle()
 		before := c.Running()
 		node := c.NodeAt(c.the("A").Node)
-		c.Faults.Partition(node.Hosts(), Hosts{ManagerHost})
+		c.Faults.Partition(node.Hosts(), Hosts{ManagerAddr})
 		time.Sleep(40 * time.Second)
 		for _, a := range c.Snapshot().Agents {
 			if want := map[bool]ssmmp.AgentState{true: ssmmp.AgentIsAway, false: ssmmp.AgentUp}[a.Address == node.Addr()]; a.State != want {
@@ -465,6 +467,12 @@ func TestClusterCloses(t *testing.T) {
 				}
 				if _, err := c.AddNode(); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("AddNode after that: %v", err)
+				}
+				if err := c.Settle(c.ctx); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("Settle after that: %v", err)
+				}
+				if _, err := c.Ask(c.ctx, "G", "S0", "who"); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("Ask after that: %v", err)
 				}
 				if err := c.Deploy(c.ctx); !errors.Is(err, ssmmp.ErrClosed) {
 					t.Errorf("Deploy after that: %v", err)

@@ -28,12 +28,23 @@ const (
 	faultGiveUp = 30 * time.Second
 )
 
-// Hosts are hosts by the text of their addresses. Where a method takes Hosts,
-// nil means every host: every one there is where it is about hosts, and those
-// to come as well where it is about the ways from some to others.
-type Hosts []string
+// Hosts are hosts by their addresses. Where a method takes Hosts, nil means
+// every host: every one there is where it is about hosts, and those to come as
+// well where it is about the ways from some to others.
+type Hosts []netip.Addr
 
-func (h Hosts) has(name string) bool { return h == nil || slices.Contains(h, name) }
+func (h Hosts) has(addr netip.Addr) bool { return h == nil || slices.Contains(h, addr) }
+
+// plain returns a copy with the addresses as a Faults knows them.
+func (h Hosts) plain() Hosts {
+	h = slices.Clone(h)
+	for i := range h {
+		h[i] = plainAddr(h[i])
+	}
+	return h
+}
+
+func plainAddr(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // Faults is what can go wrong with a network. Host decorates the Transport of
 // each host; after that the network between them does what the methods say,
@@ -63,8 +74,8 @@ type Faults struct {
 	mu     sync.Mutex // guards all below, the connections' fields too
 	change sync.Cond  // rules or hosts changed: for dials and Accept
 	rules  []faultRule
-	hosts  map[string]*faultHostState
-	paths  map[[2]string]*faultPath
+	hosts  map[netip.Addr]*faultHostState
+	paths  map[[2]netip.Addr]*faultPath
 	conns  map[*faultConn]struct{}
 	ends   map[faultKey]*faultConn
 	made   int64 // connections so far
@@ -110,7 +121,7 @@ const (
 
 // A faultPath is the way from one host to another as the rules have it.
 type faultPath struct {
-	from, to string
+	from, to netip.Addr
 	blocked  bool
 	delay    time.Duration
 	jitter   time.Duration
@@ -133,7 +144,7 @@ type faultHostState struct {
 // would.
 func NewFaults(seed uint64) *Faults {
 	f := &Faults{
-		seed: seed, hosts: map[string]*faultHostState{}, paths: map[[2]string]*faultPath{},
+		seed: seed, hosts: map[netip.Addr]*faultHostState{}, paths: map[[2]netip.Addr]*faultPath{},
 		conns: map[*faultConn]struct{}{}, ends: map[faultKey]*faultConn{}, giveUp: faultGiveUp,
 	}
 	f.change.L = &f.mu
@@ -141,13 +152,13 @@ func NewFaults(seed uint64) *Faults {
 }
 
 // Host returns the Transport of the host with that address, with faults
-// between it and others. Its name in Hosts is the text of the address.
+// between it and others.
 func (f *Faults) Host(addr netip.Addr, inner ssmmp.Transport) ssmmp.Transport {
-	addr = addr.Unmap()
+	addr = plainAddr(addr)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.host(addr.String())
-	return &faultHost{f: f, addr: addr, name: addr.String(), inner: inner}
+	f.host(addr)
+	return &faultHost{f: f, addr: addr, inner: inner}
 }
 
 // Delay has everything from the one hosts to the others arrive later by d, and
@@ -199,6 +210,7 @@ func (f *Faults) ResetAt(from, to Hosts, n int64) {
 func (f *Faults) Reset(a, b Hosts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	a, b = a.plain(), b.plain()
 	for _, c := range f.inOrder() {
 		if p := c.out; p.from != p.to && (a.has(p.from) && b.has(p.to) || b.has(p.from) && a.has(p.to)) {
 			c.reset()
@@ -279,13 +291,13 @@ func (f *Faults) Close() error {
 }
 
 // power switches a host off, as CutOff does but not for Heal to undo, or on.
-func (f *Faults) power(host string, on bool) {
+func (f *Faults) power(host netip.Addr, on bool) {
 	f.each(Hosts{host}, func(h *faultHostState) { h.off = !on })
 }
 
 // rule adds a rule, in place of one about the same of the same hosts.
 func (f *Faults) rule(r faultRule) {
-	r.from, r.to = slices.Clone(r.from), slices.Clone(r.to)
+	r.from, r.to = r.from.plain(), r.to.plain()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rules = slices.DeleteFunc(f.rules, func(o faultRule) bool {
@@ -301,8 +313,8 @@ func sameHosts(a, b Hosts) bool { return (a == nil) == (b == nil) && slices.Equa
 func (f *Faults) each(hosts Hosts, change func(*faultHostState)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, name := range hosts {
-		change(f.host(name))
+	for _, addr := range hosts.plain() {
+		change(f.host(addr))
 	}
 	if hosts == nil {
 		for _, h := range f.hosts {
@@ -334,22 +346,22 @@ func (f *Faults) inOrder() []*faultConn {
 	return all
 }
 
-func (f *Faults) host(name string) *faultHostState {
-	h := f.hosts[name]
+func (f *Faults) host(addr netip.Addr) *faultHostState {
+	h := f.hosts[addr]
 	if h == nil {
 		h = new(faultHostState)
-		f.hosts[name] = h
+		f.hosts[addr] = h
 	}
 	return h
 }
 
-func (f *Faults) path(from, to string) *faultPath {
-	p := f.paths[[2]string{from, to}]
+func (f *Faults) path(from, to netip.Addr) *faultPath {
+	p := f.paths[[2]netip.Addr{from, to}]
 	if p == nil {
 		f.host(from)
 		f.host(to)
 		p = &faultPath{from: from, to: to}
-		f.paths[[2]string{from, to}] = p
+		f.paths[[2]netip.Addr{from, to}] = p
 		f.apply(p)
 	}
 	return p
@@ -401,7 +413,7 @@ func (h *faultHostState) gone() bool { return h.cut || h.off }
 func (f *Faults) chance(p *faultPath, what string) *rand.Rand {
 	p.opened++
 	h := fnv.New64a()
-	for _, s := range []string{p.from, p.to, what} {
+	for _, s := range []string{p.from.String(), p.to.String(), what} {
 		h.Write([]byte(s))
 		h.Write([]byte{0})
 	}

@@ -57,7 +57,7 @@ type faultConn struct {
 // A faultKey tells connections apart: on the loopback of each host there may
 // be the same addresses.
 type faultKey struct {
-	loopback      string
+	loopback      netip.Addr // the host, zero for connections between two
 	local, remote netip.AddrPort
 }
 
@@ -88,10 +88,10 @@ func (f *Faults) conn(h *faultHost, inner net.Conn, dialled bool) *faultConn {
 	}
 	peer := h.peer(remote.Addr())
 	f.made++
-	c := &faultConn{f: f, inner: inner, host: f.host(h.name), number: f.made, out: f.path(h.name, peer), in: f.path(peer, h.name)}
+	c := &faultConn{f: f, inner: inner, host: f.host(h.addr), number: f.made, out: f.path(h.addr, peer), in: f.path(peer, h.addr)}
 	c.changed.L = &f.mu
 	c.key = faultKey{local: local, remote: remote}
-	if peer == h.name {
+	if peer == h.addr {
 		c.key.loopback = peer
 	}
 	c.chance = f.chance(c.out, "conn")
@@ -109,7 +109,7 @@ func (f *Faults) conn(h *faultHost, inner net.Conn, dialled bool) *faultConn {
 
 func addrPortOf(a net.Addr) netip.AddrPort {
 	ap, _ := netip.ParseAddrPort(a.String())
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	return netip.AddrPortFrom(plainAddr(ap.Addr()), ap.Port())
 }
 
 // twin returns the other end, if it is one of these hosts'.

@@ -103,6 +103,8 @@ type faultLink struct {
 
 const linkA, linkB = "10.0.0.1", "10.0.0.2"
 
+var onlyA, onlyB = Hosts{netip.MustParseAddr(linkA)}, Hosts{netip.MustParseAddr(linkB)}
+
 func newFaultLink(t *testing.T, seed uint64, a, b string, tcp bool) *faultLink {
 	t.Helper()
 	l := &faultLink{f: NewFaults(seed)}
@@ -160,11 +162,11 @@ func arrivals(t *testing.T, seed uint64, n int, set func(*Faults)) (at []time.Du
 
 func TestFaultsDelay(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		at, stats := arrivals(t, 1, 3, func(f *Faults) { f.Delay(nil, Hosts{linkB}, time.Second, 0) })
+		at, stats := arrivals(t, 1, 3, func(f *Faults) { f.Delay(nil, onlyB, time.Second, 0) })
 		if fmt.Sprint(at) != "[1s 1s 1s]" || stats.Delayed != 3 {
 			t.Errorf("bytes arrive after %v, %d delayed, want 1 s each", at, stats.Delayed)
 		}
-		at, _ = arrivals(t, 1, 3, func(f *Faults) { f.Delay(Hosts{linkB}, nil, time.Second, 0) })
+		at, _ = arrivals(t, 1, 3, func(f *Faults) { f.Delay(onlyB, nil, time.Second, 0) })
 		if fmt.Sprint(at) != "[0s 0s 0s]" {
 			t.Errorf("a delay the other way: bytes arrive after %v", at)
 		}
@@ -219,7 +221,7 @@ func overLinks(t *testing.T, f func(t *testing.T, l *faultLink)) {
 }
 
 func (l *faultLink) hosts() (a, b Hosts) {
-	host := func(c net.Conn) Hosts { return Hosts{addrPortOf(c.LocalAddr()).Addr().String()} }
+	host := func(c net.Conn) Hosts { return Hosts{addrPortOf(c.LocalAddr()).Addr()} }
 	return host(l.a), host(l.b)
 }
 
@@ -349,10 +351,10 @@ func TestFaultsCutOff(t *testing.T) {
 func TestFaultsGiveUp(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		for name, fault := range map[string]func(*Faults){
-			"cut off":   func(f *Faults) { f.CutOff(Hosts{linkB}) },
-			"partition": func(f *Faults) { f.Partition(Hosts{linkA}, Hosts{linkB}) },
-			"one way":   func(f *Faults) { f.Block(Hosts{linkA}, nil) },
-			"frozen":    func(f *Faults) { f.Freeze(Hosts{linkB}) },
+			"cut off":   func(f *Faults) { f.CutOff(onlyB) },
+			"partition": func(f *Faults) { f.Partition(onlyA, onlyB) },
+			"one way":   func(f *Faults) { f.Block(onlyA, nil) },
+			"frozen":    func(f *Faults) { f.Freeze(onlyB) },
 		} {
 			l := newFaultLink(t, 1, linkA, linkB, false)
 			begin := time.Now()
@@ -427,7 +429,7 @@ func TestFaultsReset(t *testing.T) {
 func TestFaultsSlowReader(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		l := newFaultLink(t, 1, linkA, linkB, false)
-		l.f.SlowReader(Hosts{linkB}, 1<<10)
+		l.f.SlowReader(onlyB, 1<<10)
 		begin := time.Now()
 		go io.Copy(io.Discard, struct{ io.Reader }{l.b})
 		if _, err := l.a.Write(make([]byte, 164<<10)); err != nil {

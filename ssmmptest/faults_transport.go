@@ -13,7 +13,6 @@ import (
 type faultHost struct {
 	f     *Faults
 	addr  netip.Addr
-	name  string
 	inner ssmmp.Transport
 }
 
@@ -30,7 +29,7 @@ func (h *faultHost) Listen(ctx context.Context, addr string) (net.Listener, erro
 // before it dials.
 func (h *faultHost) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	if target, ok := h.target(addr); ok {
-		if err := h.f.handshake(ctx, h.name, target); err != nil {
+		if err := h.f.handshake(ctx, h.addr, target); err != nil {
 			return nil, &net.OpError{Op: "dial", Net: "fault", Err: err}
 		}
 	}
@@ -48,38 +47,35 @@ func (h *faultHost) Dial(ctx context.Context, addr string) (net.Conn, error) {
 
 // target returns the host that an address leads to; not ok is one that the
 // inner Transport has to resolve, or refuse.
-func (h *faultHost) target(addr string) (string, bool) {
+func (h *faultHost) target(addr string) (netip.Addr, bool) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", false
+		return netip.Addr{}, false
 	}
 	if host == "" || host == "localhost" {
-		return h.name, true
+		return h.addr, true
 	}
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
-		return "", false
+		return netip.Addr{}, false
 	}
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
 	return h.peer(ip), true
 }
 
-// peer returns the name of the host with that address, as this one sees it:
+// peer returns the host that an address means to this one:
 // what is no other host's and on the loopback is this one. f.mu is held.
-func (h *faultHost) peer(ip netip.Addr) string {
-	ip = ip.Unmap().WithZone("")
-	if ip == h.addr || ip.IsUnspecified() {
-		return h.name
+func (h *faultHost) peer(ip netip.Addr) netip.Addr {
+	ip = plainAddr(ip)
+	if ip.IsUnspecified() || ip.IsLoopback() && h.f.hosts[ip] == nil {
+		return h.addr
 	}
-	if h.f.hosts[ip.String()] == nil && ip.IsLoopback() {
-		return h.name
-	}
-	return ip.String()
+	return ip
 }
 
 // handshake waits as a dial from one host to another would.
-func (f *Faults) handshake(ctx context.Context, from, to string) error {
+func (f *Faults) handshake(ctx context.Context, from, to netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out, in := f.path(from, to), f.path(to, from)
@@ -136,7 +132,7 @@ func (l *faultListener) Accept() (net.Conn, error) {
 	}
 	f := l.host.f
 	f.mu.Lock()
-	state := f.host(l.host.name)
+	state := f.host(l.host.addr)
 	for held := false; state.frozen && !l.shut && !f.closed; f.change.Wait() {
 		if !held {
 			held = true
