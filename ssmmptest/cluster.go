@@ -1,6 +1,7 @@
 package ssmmptest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ type ClusterConfig struct {
 	Services map[string]ServiceFunc
 	// Manager and Agent hold times and policies. What the cluster itself
 	// decides (graphs, addresses, transports, repositories) has to be zero.
-	// Instances are numbered from 1 by default.
+	// Instances are numbered from 1 by default, and the Manager's Store is in
+	// memory.
 	Manager ssmmp.ManagerConfig
 	Agent   ssmmp.AgentConfig
 	// Seed decides what chance would in the cluster's Faults.
@@ -158,7 +160,6 @@ type Cluster struct {
 	managing  *process      // nil while the Manager is crashed
 	managed   chan struct{} // closed when its Serve has returned
 	nodes     []*Node
-	last      ssmmp.InstanceID // the greatest id seen
 	functions map[*process]string
 	idle      sync.Cond // functions is empty
 	closed    bool
@@ -203,6 +204,10 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 		Faults: NewFaults(cfg.Seed), cfg: cfg, log: cfg.Logger, network: ssmmp.NewMemNetwork(), functions: map[*process]string{},
 	}
 	c.idle.L = &c.mu
+	c.cfg.Manager.FirstInstance = cmp.Or(cfg.Manager.FirstInstance, 1)
+	if cfg.Manager.Store == nil {
+		c.cfg.Manager.Store = new(ssmmp.MemStore)
+	}
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
@@ -287,9 +292,8 @@ func (c *Cluster) CrashManager() error {
 	return nil
 }
 
-// StartManager starts a Manager in place of one that crashed. It knows nothing
-// of the one before: it has the agents kill what they run, and the graphs have
-// to be deployed again.
+// StartManager starts a Manager in place of one that crashed. It has the store
+// of the one before, and goes on from there.
 func (c *Cluster) StartManager() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,12 +310,7 @@ func (c *Cluster) StartManager() error {
 	p := newProcess(host)
 	cfg := c.cfg.Manager
 	cfg.Graphs, cfg.Transport, cfg.Logger = c.cfg.Graphs, p, c.log.Named("manager")
-	if c.manager != nil {
-		for _, i := range c.manager.Snapshot().Instances {
-			c.last = max(c.last, i.ID)
-		}
-	}
-	cfg.FirstInstance = max(cfg.FirstInstance, c.last+1)
+	cfg.Store = &processStore{cfg.Store, p}
 	m, err := ssmmp.NewManager(cfg)
 	if err != nil {
 		return err

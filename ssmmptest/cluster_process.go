@@ -149,6 +149,26 @@ func (c *processConn) CloseWrite() error {
 	return fmt.Errorf("ssmmptest: close write: %w", errors.ErrUnsupported)
 }
 
+// A processStore is a Store that a process holds: killed, it writes no more.
+type processStore struct {
+	ssmmp.Store
+	p *process
+}
+
+func (s *processStore) Append(ctx context.Context, events []ssmmp.Event) error {
+	if s.p.alive.Err() != nil {
+		return ssmmp.ErrStoreFailed
+	}
+	return s.Store.Append(ctx, events)
+}
+
+func (s *processStore) Checkpoint(ctx context.Context, seq uint64, events []ssmmp.Event) error {
+	if s.p.alive.Err() != nil {
+		return ssmmp.ErrStoreFailed
+	}
+	return s.Store.Checkpoint(ctx, seq, events)
+}
+
 // A clusterLauncher executes instances of one service on one node for one agent.
 type clusterLauncher struct {
 	node  *Node
@@ -171,7 +191,6 @@ func (l *clusterLauncher) Launch(ctx context.Context, launch ssmmp.Launch) (ssmm
 	}
 	l.agent.instances[launch.ID] = i.process
 	c.functions[i.process] = fmt.Sprintf("%s %d", launch.Service, launch.ID)
-	c.last = max(c.last, launch.ID)
 	c.mu.Unlock()
 	inner, err := ssmmp.FuncLauncher(func(_ context.Context, launch ssmmp.Launch) error {
 		defer l.returned(i)

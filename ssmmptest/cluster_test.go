@@ -229,17 +229,17 @@ func TestClusterCrashAgent(t *testing.T) {
 	})
 }
 
-// Sessions go on without a Manager. The next one knows nothing of them: it ends
-// what runs, and deploys anew when it is told to.
+// Instances and sessions go on without a Manager. The next one has its store,
+// knows them all, and hears what it missed.
 func TestClusterCrashManager(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := newTestCluster(t, 2)
 		user := c.hold("hold PA")
 		c.ask("via PA via PB echo x")
 		b := c.the("B")
-		c.must(c.Kill(b.ID)) // the next Manager cannot hear of it from its agent
 		c.settle()
 		before := c.Running()
+		session := c.Snapshot().Sessions[0].ID
 		c.must(c.CrashManager())
 		if c.CrashManager() == nil {
 			t.Error("crashed twice")
@@ -248,32 +248,77 @@ func TestClusterCrashManager(t *testing.T) {
 		if reply, err := askConn(user, "echo still here"); err != nil || reply != "still here" {
 			t.Errorf("without a Manager: %q, %v", reply, err)
 		}
-		if got := c.ask("via PD who"); !strings.HasPrefix(got, "error: ") {
+		if got := c.ask("via PA who"); !strings.HasPrefix(got, "error: ") {
 			t.Errorf("a dial without a Manager: %q", got)
 		}
 		if got := c.Running(); !slices.Equal(got, before) {
 			t.Errorf("%v run, want %v still", got, before)
 		}
+		c.must(c.Kill(b.ID)) // the Manager hears of it when it is back
 		c.must(c.StartManager())
 		if c.StartManager() == nil {
 			t.Error("started twice")
 		}
 		c.settle()
-		if got := c.Running(); len(got) != 0 {
-			t.Errorf("%v run under a Manager that knows nothing", got)
+		if got, want := c.Running(), slices.DeleteFunc(slices.Clone(before), func(id ssmmp.InstanceID) bool { return id == b.ID }); !slices.Equal(got, want) {
+			t.Errorf("%v run, want %v still", got, want)
 		}
-		c.must(c.Deploy(c.ctx))
-		c.settle()
+		if s := c.Snapshot().Sessions; len(s) != 1 || s[0].ID != session {
+			t.Errorf("sessions %+v, want %s still", s, session)
+		}
+		if got := c.ended(b.ID); len(got) != 1 {
+			t.Errorf("ends of B: %q", got)
+		}
+		if got := c.ask("via PA via PB echo again"); got != "again" {
+			t.Errorf("after the restart: %q", got)
+		}
+		requested := map[ssmmp.InstanceID]bool{}
 		for _, ev := range c.History() {
-			if ev.Kind == ssmmp.EventInstanceRequested && ev.Instance <= b.ID {
-				t.Errorf("an id is used again: %s", ev)
+			if ev.Kind == ssmmp.EventInstanceRequested {
+				if requested[ev.Instance] {
+					t.Errorf("an id is used again: %s", ev)
+				}
+				requested[ev.Instance] = true
 			}
 		}
-		if got := c.ask("via PA echo again"); got != "again" {
-			t.Errorf("after the restart: %q", got)
+		if len(requested) != 4 {
+			t.Errorf("instances %v in the history, want that of both Managers", requested)
 		}
 		user.Close()
 	})
+}
+
+// A Manager that crashed has lost nothing that it promised, whenever that was.
+func TestClusterCrashManagerAnyTime(t *testing.T) {
+	for after := range 40 {
+		t.Run(fmt.Sprint(after), func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				c := newTestCluster(t, 3)
+				c.Faults.Delay(nil, nil, time.Millisecond, 0)
+				done := make(chan error, 3)
+				for range cap(done) {
+					go func() {
+						_, err := c.Ask(c.ctx, "G", "S0", "via PA via PB via PD who")
+						done <- err
+					}()
+				}
+				time.Sleep(time.Duration(after) * 500 * time.Microsecond)
+				c.must(c.CrashManager())
+				time.Sleep(10 * time.Second)
+				c.must(c.StartManager())
+				for range cap(done) {
+					if err := <-done; err != nil {
+						t.Error(err)
+					}
+				}
+				c.settle()
+				if got := c.ask("via PA via PB via PD echo x"); got != "x" {
+					t.Errorf("after the restart: %q", got)
+				}
+				c.settle()
+			})
+		})
+	}
 }
 
 // A partition that heals in time changes nothing.
