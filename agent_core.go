@@ -202,8 +202,7 @@ func NewAgentCore(cfg AgentConfig, identity string) *AgentCore {
 
 // Step takes one input. What it returns is valid until the next Step.
 func (c *AgentCore) Step(in AgentInput) []AgentOutput {
-	clear(c.out)
-	c.out = c.out[:0]
+	c.out = emptied(c.out)
 	c.now = max(c.now, in.Now)
 	for len(c.timers) > 0 && c.timers[0].at <= c.now {
 		heap.Pop(&c.timers).(timer).f()
@@ -384,7 +383,9 @@ func (c *AgentCore) health(m *AgentHealthRequest) {
 		if strconv.FormatInt(mark.answer, 10) != heard {
 			continue
 		}
-		c.reports = slices.Delete(c.reports, 0, mark.reports)
+		if c.reports = slices.Delete(c.reports, 0, mark.reports); len(c.reports) == 0 {
+			c.reports = nil // what a long absence left may be large
+		}
 		c.heard(mark.reports)
 		later := c.marks[n+1:]
 		for k := range later {

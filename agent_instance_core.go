@@ -154,5 +154,9 @@ func (c *AgentCore) relayResponse(i *agentInstance, m Message) {
 		return // this agent asked
 	}
 	h.SubType = AgentToManager
-	c.toManager(m)
+	if m.Type() != TypeInstanceHealthResponse {
+		c.toManager(m)
+	} else if c.registered {
+		c.send(c.manager, m) // once the connection breaks nobody waits for it
+	}
 }

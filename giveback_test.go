@@ -100,3 +100,36 @@ func TestManagerGivenBack(t *testing.T) {
 	s.settle()
 	s.replay()
 }
+
+// An answer about health is not kept for a Manager that comes back: it is out
+// of date by then. What large reports took is free once they are heard.
+func TestAgentKeepsNoHealth(t *testing.T) {
+	t.Parallel()
+	s := newAgentStepper(t)
+	up := s.step(AgentInput{Kind: AgentInputManagerUp, Conn: 1}, "")
+	s.message(1, fmt.Sprintf("type: initiation_response ~ message_id: %d ~ status: 200 ~ x_heard: 0", up[0].Msg.Head().MessageID), ProofNone)
+	health := func(id int64, x string) {
+		s.message(1, fmt.Sprintf("type: agent_health_control_request ~ message_id: %d ~ sub_type: Manager_to_agent ~ agent_network_address: %s%s", id, coreAgent.Address, x), ProofNone)
+	}
+	s.message(1, executionLine(1, "A", 7), ProofNone)
+	s.started(7, nil)
+	s.message(2, helloLine(7, "secret"), ProofGood) // and so an execution_response
+	health(2, "")
+	health(3, " ~ x_heard: 2")
+	if s.core.reports != nil {
+		t.Errorf("%d bytes are kept of reports that were heard", cap(s.core.reports))
+	}
+	s.message(1, fmt.Sprintf("type: service_instance_health_request ~ message_id: 4 ~ sub_type: Manager_to_agent ~ service_instance_id: 7 ~ service_instance_network_address: %s", coreAgent.Address), ProofNone)
+	answer := "type: service_instance_health_response ~ message_id: 4 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200"
+	if out := s.message(2, answer, ProofNone); len(out) != 1 || out[0].Conn != 1 || out[0].Msg.Type() != TypeInstanceHealthResponse {
+		t.Errorf("the Manager gets %+v, want the answer", out)
+	}
+	s.message(1, fmt.Sprintf("type: service_instance_health_request ~ message_id: 5 ~ sub_type: Manager_to_agent ~ service_instance_id: 7 ~ service_instance_network_address: %s", coreAgent.Address), ProofNone)
+	s.step(AgentInput{Kind: AgentInputLost, Conn: 1}, "")
+	s.message(2, "type: service_instance_health_response ~ message_id: 5 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200", ProofNone)
+	if len(s.core.reports) > 0 {
+		t.Errorf("kept for the Manager: %q", s.core.reports)
+	}
+	s.settle()
+	s.replay()
+}

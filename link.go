@@ -285,7 +285,7 @@ func (l *link) write() {
 
 // shrink frees a large buffer once a burst is over.
 func (l *link) shrink() {
-	if cap(l.writing) > maxQueue/4 && len(l.rest) == 0 {
+	if cap(l.writing) > maxQueue/16 && len(l.rest) == 0 {
 		l.writing = nil
 	}
 }

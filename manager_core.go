@@ -178,11 +178,20 @@ func NewManagerCore(cfg ManagerConfig) *ManagerCore {
 	return c
 }
 
+// emptied returns a slice to be filled again, with its room, unless a burst
+// has made that large.
+func emptied[T any](s []T) []T {
+	if cap(s) > 1<<8 {
+		return nil
+	}
+	clear(s)
+	return s[:0]
+}
+
 // Step takes one input. What it returns is valid until the next Step. The
 // events come before the outputs: nothing may leave before they are kept.
 func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
-	clear(c.out)
-	c.out, c.events = c.out[:0], c.events[:0]
+	c.out, c.events = emptied(c.out), c.events[:0]
 	c.now = max(c.now, in.Now)
 	c.committed, c.noRoom = max(c.committed, in.Committed), in.Full
 	c.expire()
