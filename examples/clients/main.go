@@ -32,13 +32,13 @@ type example struct {
 
 var examples = []example{
 	{"grpc", grpcWeb, grpcServer, func(int) string { return "the gRPC server says SERVING" }},
-	{"redis", redisWeb, redisServer, func(n int) string { return fmt.Sprintf("visit %d of the shop", n) }},
+	{"redis", redisWeb, redisServer, visitOfShop},
+	{"postgres", postgresWeb, postgresServer, visitOfShop},
 }
 
+func visitOfShop(n int) string { return fmt.Sprintf("visit %d of the shop", n) }
+
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "exec" {
-		fatal(execInPlace(os.Args[2:]))
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if len(os.Args) != 2 {
@@ -66,6 +66,15 @@ func usage() error {
 func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "clients:", err)
 	os.Exit(1)
+}
+
+// tempDir is where the servers keep their data. Root's own directory may be
+// closed to the user that a server runs as.
+func tempDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/tmp"
+	}
+	return os.TempDir()
 }
 
 // run plays a few users, and ends the server between two of them.

@@ -30,6 +30,12 @@ func redisServer(dir string) (ssmmp.RepositoryEntry, error) {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return ssmmp.RepositoryEntry{}, fmt.Errorf("%w: install the package redis-server", err)
 	}
-	return ssmmp.RepositoryEntry{Service: "redis", Launcher: command("redis-server", "--bind", "{address}", "--port", "{port:S1}",
-		"--dir", dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--protected-mode", "no")}, nil
+	return ssmmp.RepositoryEntry{
+		Service: "redis",
+		Launcher: ssmmp.CommandLauncher{Path: "redis-server", Template: []string{
+			"--bind", "{address}", "--port", "{port:S1}", "--protected-mode", "no",
+			"--dir", dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+		}},
+		StopSignal: "SIGTERM",
+	}, nil
 }
