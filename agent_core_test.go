@@ -235,9 +235,12 @@ func (s *agentStepper) settle() {
 	}
 }
 
-func (s *agentStepper) replay() {
+func (s *agentStepper) replay() { s.replayFrom("one", nil) }
+
+func (s *agentStepper) replayFrom(identity string, ended []InstanceID) {
 	s.t.Helper()
 	core, b := NewAgentCore(coreAgent.WithDefaults(), "one"), []byte(nil)
+	core.comeBack(identity, ended)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in
@@ -409,6 +412,14 @@ func TestAgentCoreChaos(t *testing.T) {
 			func() {
 				s.now += rapid.SampledFrom([]time.Duration{time.Millisecond, 6 * time.Second, 31 * time.Second}).Draw(t, "time")
 				s.step(AgentInput{Kind: AgentInputTime}, "")
+			},
+			func() { // an instance of the agent before
+				id := InstanceID(rapid.IntRange(5, 8).Draw(t, "instance"))
+				if _, known := s.launched[id]; !known && !s.core.stop {
+					r := coreRecord(id)
+					r.Ready, r.Spoke = rapid.Bool().Draw(t, "ready"), rapid.Bool().Draw(t, "spoke")
+					s.reattach(r)
+				}
 			},
 			func() {
 				if rapid.IntRange(0, 20).Draw(t, "stop") == 0 {

@@ -25,7 +25,7 @@ import (
 // process of its own. Each ends when the connection to its test does, so that
 // none outlives a test, however that ends.
 const (
-	roleEnv  = "SSMMP_TEST_ROLE"  // "agent", "hub", "echo", "mute" or "brief"
+	roleEnv  = "SSMMP_TEST_ROLE"  // "agent", "hub", "echo", "mute" or "claim"
 	agentEnv = "SSMMP_TEST_AGENT" // an agentSetup as JSON
 	leashEnv = "SSMMP_TEST_LEASH" // where the test listens
 	runEnv   = "SSMMP_TEST_RUN"   // marks all processes of one test
@@ -40,6 +40,20 @@ type agentSetup struct {
 	Output   string
 	Cgroup   string
 	Files    uint64 // limit of open files, 0 for none
+	Dies     bool   // as soon as it has forked an echo
+	Start    time.Duration
+}
+
+// A dyingLauncher kills its agent between a fork and the note of it.
+type dyingLauncher struct{ CommandLauncher }
+
+func (d dyingLauncher) Launch(ctx context.Context, l Launch) (Process, error) {
+	p, err := d.CommandLauncher.Launch(ctx, l)
+	if err == nil {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+	return p, err
 }
 
 func roleMain(role string) int {
@@ -56,8 +70,8 @@ func roleMain(role string) int {
 		return agentMain()
 	case "mute": // a program that knows nothing of SSMMP
 		return muteMain()
-	case "brief":
-		return 0
+	case "claim":
+		return claimMain()
 	}
 	inst, err := Join(context.Background())
 	if err != nil {
@@ -101,13 +115,15 @@ func agentMain() int {
 		return RepositoryEntry{Service: service, Launcher: CommandLauncher{Path: path, OutputDir: s.Output, Cgroup: s.Cgroup,
 			PassEnv: []string{"TMPDIR", leashEnv, runEnv}, Env: []string{roleEnv + "=" + role}}}
 	}
-	brief := entry("brief", "brief")
-	brief.ReadyWhenStarted = true
+	hub, echo, mute := entry("hub", "hub"), entry("echo", "echo"), entry("mute", "mute")
+	if s.Dies {
+		echo.Launcher = dyingLauncher{echo.Launcher.(CommandLauncher)}
+	}
 	a, err := NewAgent(AgentConfig{
 		Manager: s.Manager, Address: s.Address, Listen: s.Listen, StateDir: s.StateDir,
 		Logger:      hclog.New(&hclog.LoggerOptions{Name: "agent", Level: hclog.Debug}),
 		BackOffFrom: 10 * time.Millisecond, BackOffTo: 200 * time.Millisecond,
-		Repository: []RepositoryEntry{entry("hub", "hub"), entry("echo", "echo"), entry("mute", "mute"), brief},
+		StartTimeout: s.Start, Repository: []RepositoryEntry{hub, echo, mute},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -141,12 +157,29 @@ func muteMain() int {
 	}
 }
 
+// claimMain claims to be an instance, whose agent and request come by the
+// arguments, and prints the answer.
+func claimMain() int {
+	c, err := net.Dial("tcp", os.Args[1])
+	if err != nil {
+		return 92
+	}
+	fmt.Fprintln(c, os.Args[2])
+	c.SetReadDeadline(time.Now().Add(patience))
+	line, err := bufio.NewReader(c).ReadString('\n')
+	fmt.Print(line)
+	if err != nil {
+		return 93
+	}
+	return 0
+}
+
 // streamPause is the time between two numbers that a hub sends on a session.
 const streamPause = 50 * time.Millisecond
 
 // hubMain serves its test. "dial" opens one more session over P1, on which it
 // sends numbers and checks that they come back, for ever; "probe" does that for
-// one number, and closes; "min" gives the smallest number of those that came
+// one number, and closes; "mute" does nothing over P2; "min" gives the smallest number of those that came
 // back on any session. A session that fails ends the process.
 func hubMain(inst *Instance) int {
 	ln, err := inst.Listen("S0")
@@ -173,6 +206,12 @@ func hubMain(inst *Instance) int {
 					least = min(least, s.Load())
 				}
 				reply = fmt.Sprint(least)
+			case "mute":
+				c, err := inst.Dial(context.Background(), "P2")
+				if err == nil {
+					c.Close()
+				}
+				reply = fmt.Sprint(err)
 			case "dial", "probe":
 				c, err := inst.Dial(context.Background(), "P1")
 				if err == nil && verb == "probe" {
