@@ -163,6 +163,7 @@ type Agent struct {
 	stopped   bool        // Run has ended, or is about to
 	listen    string      // where instances find the agent
 	state     *agentState // nil when nothing is kept
+	epoch     uint64      // of the Manager, as far as it is noted in state
 
 	empty chan struct{} // closed when, after a stop, nothing runs that is not kept
 	done  chan struct{} // closed when Run ends
@@ -278,7 +279,7 @@ func (a *Agent) begin(ctx context.Context) (net.Listener, error) {
 	defer a.mu.Unlock()
 	a.listen, a.state = ln.Addr().String(), state
 	if state != nil {
-		a.core.comeBack(state.self.Identity, state.ended)
+		a.core.comeBack(state.self.Identity, state.self.Epoch, state.ended)
 	}
 	return ln, nil
 }
@@ -516,6 +517,10 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 		case AgentOutputWarn, AgentOutputRefused:
 			warnings = append(warnings, *o)
 		}
+	}
+	if epoch := a.core.epoch; epoch > a.epoch {
+		a.epoch = epoch
+		a.keep(func(s *agentState) { s.obeys(epoch) })
 	}
 	if at, ok := a.core.NextDeadline(); ok && !a.stopped && (at != a.wakeAt || in.Kind == AgentInputTime) {
 		a.wakeAt = at

@@ -235,12 +235,12 @@ func (s *agentStepper) settle() {
 	}
 }
 
-func (s *agentStepper) replay() { s.replayFrom("one", nil) }
+func (s *agentStepper) replay() { s.replayFrom("one", 0, nil) }
 
-func (s *agentStepper) replayFrom(identity string, ended []InstanceID) {
+func (s *agentStepper) replayFrom(identity string, epoch uint64, ended []InstanceID) {
 	s.t.Helper()
 	core, b := NewAgentCore(coreAgent.WithDefaults(), "one"), []byte(nil)
-	core.comeBack(identity, ended)
+	core.comeBack(identity, epoch, ended)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in

@@ -64,10 +64,11 @@ func (c *AgentCore) awaitReady(i *agentInstance) {
 	})
 }
 
-// comeBack gives the core the identity of the agent before this one, and the
-// instances that ended there, oldest first.
-func (c *AgentCore) comeBack(identity string, ended []InstanceID) {
-	c.identity = identity
+// comeBack gives the core the identity of the agent before this one, the epoch
+// of the Manager that it obeyed, and the instances that ended there, oldest
+// first.
+func (c *AgentCore) comeBack(identity string, epoch uint64, ended []InstanceID) {
+	c.identity, c.epoch = identity, epoch
 	for _, id := range ended {
 		c.remember(id)
 	}

@@ -41,7 +41,7 @@ func sentTo(t tester, conn ConnID, out []AgentOutput) []string {
 func TestAgentCoreReattached(t *testing.T) {
 	t.Parallel()
 	s := newAgentStepper(t)
-	s.core.comeBack("before", []InstanceID{3})
+	s.core.comeBack("before", 5, []InstanceID{3})
 	ready, starting, dead := coreRecord(7), coreRecord(8), coreRecord(9)
 	ready.Ready, dead.Ready = true, true
 	for _, o := range s.reattach(ready) {
@@ -56,7 +56,14 @@ func TestAgentCoreReattached(t *testing.T) {
 	if line := sentTo(t, 1, out)[0]; !strings.Contains(line, "x_agent: before ~ x_instances: 7, 8, 9") {
 		t.Errorf("registration: %s", line)
 	}
-	out = s.message(1, registered(s.core.registerID, true), ProofNone)
+	// A Manager that the agent before this one has left for another is refused.
+	out = s.message(1, registered(s.core.registerID, true)+" ~ x_epoch: 4", ProofNone)
+	if !slices.ContainsFunc(out, func(o AgentOutput) bool { return o.Kind == AgentOutputAbort && o.Conn == 1 }) {
+		t.Errorf("a Manager of an earlier epoch: %+v", out)
+	}
+	s.step(AgentInput{Kind: AgentInputLost, Conn: 1}, "")
+	s.step(AgentInput{Kind: AgentInputManagerUp, Conn: 1}, "")
+	out = s.message(1, registered(s.core.registerID, true)+" ~ x_epoch: 5", ProofNone)
 	if lines := sentTo(t, 1, out); len(lines) != 1 || !strings.Contains(lines[0], "termination_info") || !strings.Contains(lines[0], "service_instance_id: 9") {
 		t.Errorf("after registration: %q", lines)
 	}
@@ -75,7 +82,7 @@ func TestAgentCoreReattached(t *testing.T) {
 		t.Errorf("nothing is noted of: %+v", out)
 	}
 	s.settle()
-	s.replayFrom("before", []InstanceID{3})
+	s.replayFrom("before", 5, []InstanceID{3})
 }
 
 // What is noted of an instance goes when the Manager knows of its end, and an
@@ -167,6 +174,8 @@ func TestAgentStateDamaged(t *testing.T) {
 		r.Process, r.Ready = ProcessIdentity{PID: 5, Start: 6, Boot: "b", Cgroup: "c"}, true
 	})
 	s.forget(7, true)
+	s.obeys(9)
+	s.obeys(8)
 	s.close()
 	s.update(8, func(r *InstanceRecord) { r.Ready = false }) // too late
 
@@ -177,7 +186,7 @@ func TestAgentStateDamaged(t *testing.T) {
 	if len(got) != 1 || got[0].Process != want.Process || !got[0].Ready || got[0].Launch.Secret != "s" || !slices.Equal(got[0].Launch.Plugs, want.Launch.Plugs) {
 		t.Errorf("read %+v, want %+v", got, want)
 	}
-	if s.self != (agentIdentity{identity, "10.0.0.1:1"}) || !slices.Equal(s.ended, []InstanceID{7}) {
+	if s.self != (agentIdentity{identity, "10.0.0.1:1", 9}) || !slices.Equal(s.ended, []InstanceID{7}) {
 		t.Errorf("read %+v, ended %v", s.self, s.ended)
 	}
 	s.close()

@@ -52,6 +52,7 @@ type InstanceRecord struct {
 type agentIdentity struct {
 	Identity string `json:"identity"` // by which the Manager knows it from others
 	Listen   string `json:"listen"`   // where its instances find it
+	Epoch    uint64 `json:"epoch"`    // the greatest that a Manager told
 }
 
 // An agentState is the directory of one agent, which holds its lock.
@@ -203,6 +204,20 @@ func (s *agentState) begin(listen string) error {
 	}
 	s.self = self
 	return s.write(stateSelf, self)
+}
+
+// obeys notes the epoch of the Manager: one before it is not obeyed, also by
+// the agent after this one.
+func (s *agentState) obeys(epoch uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || epoch <= s.self.Epoch {
+		return
+	}
+	s.self.Epoch = epoch
+	if err := s.write(stateSelf, s.self); err != nil {
+		s.log.Error("cannot keep the Manager's epoch", "epoch", epoch, "error", err)
+	}
 }
 
 // intend notes an instance before it is executed. Nothing is executed that
