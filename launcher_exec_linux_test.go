@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"net"
 	"net/netip"
 	"os"
@@ -112,11 +113,17 @@ func TestCommandWithoutSecret(t *testing.T) {
 	namesake.tell(t, "print alive")
 }
 
+// instances is how many instances TestCommandLeavesNoZombies executes.
+var instances = flag.Int("instances", 100, "how many instances TestCommandLeavesNoZombies executes")
+
 func TestCommandLeavesNoZombies(t *testing.T) {
 	t.Parallel()
 	c := CommandLauncher{Path: "true"}
-	for id := range InstanceID(100) {
-		p := start(t, c, testLaunch("a", id+1))
+	for id := range InstanceID(*instances) {
+		p, err := c.Launch(context.Background(), testLaunch("a", id+1))
+		if err != nil {
+			t.Fatal(err)
+		}
 		if got := p.Wait(); got != (Exit{}) {
 			t.Fatalf("instance %d: %+v", id, got)
 		}
