@@ -141,6 +141,8 @@ type ManagerCore struct {
 
 	dropped    uint64         // late, unknown and unexpected messages
 	violations map[ConnID]int // of the protocol, by connection
+
+	doer doer
 }
 
 // An exchange is a request of the Manager that waits for its response.
@@ -194,6 +196,7 @@ func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	c.out, c.events = emptied(c.out), c.events[:0]
 	c.now = max(c.now, in.Now)
 	c.committed, c.noRoom = max(c.committed, in.Committed), in.Full
+	c.doer.actor = actorManager
 	c.expire()
 
 	switch in.Kind {
@@ -202,11 +205,13 @@ func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	case ManagerInputLost:
 		c.connLost(in.Conn)
 	case ManagerInputCommand:
+		c.doer.actor = actorOperator
 		c.command(in.Call, in.Cmd)
 	case ManagerInputCancel:
 		c.calls = slices.DeleteFunc(c.calls, func(w call) bool { return w.id == in.Call })
 	}
 	c.finishCalls()
+	c.doer = doer{}
 	return c.out, c.events
 }
 
@@ -307,6 +312,7 @@ func (c *ManagerCore) message(conn ConnID, m Message) {
 		}
 		return
 	}
+	c.doer = doer{reporter: a}
 	switch m := m.(type) {
 	case *SessionRequest:
 		c.sessionRequest(a, m)

@@ -28,6 +28,7 @@ type (
 		QuickEnds int           `json:"quick_ends,omitempty"`
 		LastEnd   time.Duration `json:"last_end,omitempty"`
 		NotBefore time.Duration `json:"not_before,omitempty"`
+		Ended     uint64        `json:"ended,omitempty"`
 	}
 	// agentDetail is that of EventAgentRegistered.
 	agentDetail struct {
@@ -46,6 +47,8 @@ type (
 		Status    Status         `json:"status,omitempty"`
 		Why       string         `json:"why,omitempty"`
 		Failure   Status         `json:"failure,omitempty"`
+		Stopping  uint64         `json:"stopping,omitempty"`
+		Unwell    uint64         `json:"unwell,omitempty"`
 		Newest    int64          `json:"newest,omitempty"`
 		Answers   []answerDetail `json:"answers,omitempty"` // oldest first
 	}
@@ -240,9 +243,9 @@ func (c *ManagerCore) Checkpoint() []Event {
 	for _, a := range c.agents {
 		add(a.checkpoint(c.now))
 		if a.lost {
-			add(Event{Kind: EventAgentLost, Node: a.addr})
+			add(Event{Kind: EventAgentLost, Node: a.addr, CauseSeq: a.gone})
 		} else if !a.here {
-			add(Event{Kind: EventAgentAway, Node: a.addr})
+			add(Event{Kind: EventAgentAway, Node: a.addr, CauseSeq: a.gone})
 			events[len(events)-1].At = a.awaySince
 		}
 	}
@@ -250,13 +253,13 @@ func (c *ManagerCore) Checkpoint() []Event {
 		d := graphDetail{Graph: app.graph}
 		for _, v := range app.vertices {
 			if v.lastNode != nil {
-				d.Vertices = append(d.Vertices, vertexDetail{v.name, v.lastNode.addr, v.quickEnds, v.lastEnd, v.notBefore})
+				d.Vertices = append(d.Vertices, vertexDetail{v.name, v.lastNode.addr, v.quickEnds, v.lastEnd, v.notBefore, v.ended})
 			}
 		}
-		add(Event{Kind: EventGraphDeployed, Graph: app.name, Detail: toDetail(d)})
+		add(Event{Kind: EventGraphDeployed, Graph: app.name, CauseSeq: app.deployed, Detail: toDetail(d)})
 	}
 	for _, i := range c.inOrder() {
-		d := instanceDetail{State: i.state, Ready: i.ready, IdleSince: i.idleSince, Status: i.status, Why: i.why, Failure: i.failure, Newest: i.newestMessage}
+		d := instanceDetail{State: i.state, Ready: i.ready, IdleSince: i.idleSince, Status: i.status, Why: i.why, Failure: i.failure, Newest: i.newestMessage, Stopping: i.stopping, Unwell: i.unwell}
 		if d.State == instanceStopping {
 			d.State = instanceDraining
 		}
@@ -265,13 +268,13 @@ func (c *ManagerCore) Checkpoint() []Event {
 			a := r.ring[(r.next+n)%len(r.ring)]
 			d.Answers = append(d.Answers, answerDetail{a.messageID, a.edge, a.dest, a.address, a.port, a.status})
 		}
-		add(c.about(i, Event{Kind: EventInstanceRequested, Sockets: i.sockets, Detail: toDetail(d)}))
+		add(c.about(i, Event{Kind: EventInstanceRequested, CauseSeq: i.began, Sockets: i.sockets, Detail: toDetail(d)}))
 	}
 	// Graphs are undeployed when all of their instances are there, or they
 	// would be forgotten at once.
 	for _, app := range c.apps {
 		if app.retiring {
-			add(Event{Kind: EventGraphUndeployed, Graph: app.name})
+			add(Event{Kind: EventGraphUndeployed, Graph: app.name, CauseSeq: app.undeployed})
 		}
 	}
 	slots := make([]uint32, 0, t.live)
@@ -311,7 +314,7 @@ func (a *agent) checkpoint(now time.Duration) Event {
 	for _, port := range d.Freed {
 		d.FreedAt = append(d.FreedAt, a.ports.freed[port])
 	}
-	return Event{Kind: EventAgentRegistered, Node: a.addr, Detail: toDetail(d)}
+	return Event{Kind: EventAgentRegistered, Node: a.addr, CauseSeq: a.came, Detail: toDetail(d)}
 }
 
 // evolveCheckpoint applies the first and the last event of a checkpoint. The
@@ -349,7 +352,7 @@ func (c *ManagerCore) restoreGraph(app *cnapp, d *graphDetail) {
 	for _, vd := range d.Vertices {
 		if v := app.byName[vd.Name]; v != nil {
 			v.lastNode = c.byAddr[vd.LastNode]
-			v.quickEnds, v.lastEnd, v.notBefore = vd.QuickEnds, vd.LastEnd, vd.NotBefore
+			v.quickEnds, v.lastEnd, v.notBefore, v.ended = vd.QuickEnds, vd.LastEnd, vd.NotBefore, vd.Ended
 		}
 	}
 }
@@ -357,7 +360,7 @@ func (c *ManagerCore) restoreGraph(app *cnapp, d *graphDetail) {
 func (c *ManagerCore) restoreInstance(i *instance) {
 	d := &c.restored
 	i.state, i.ready, i.idleSince, i.status = min(d.State, instanceKilling), d.Ready, d.IdleSince, d.Status
-	i.why, i.failure, i.newestMessage = d.Why, d.Failure, d.Newest
+	i.why, i.failure, i.newestMessage, i.stopping, i.unwell = d.Why, d.Failure, d.Newest, d.Stopping, d.Unwell
 	for _, a := range d.Answers {
 		if a.Edge >= 0 && a.Edge < len(i.v.edges) {
 			i.answers.add(sessionAnswer{a.MessageID, a.Edge, a.Dest, a.Address, a.Port, a.Status})
@@ -390,6 +393,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 	c.out, c.events = c.out[:0], c.events[:0]
 	c.now = max(c.now, now)
 	c.restoring, c.resuming = false, true
+	c.doer.actor = actorManager
 	c.lastMessage = max(c.lastMessage, c.reserved)
 	c.record(Event{Kind: EventManagerStarted, MessageID: c.lastMessage + messageBlock, Cause: fmt.Sprintf("%d agents, %d instances, %d sessions", len(c.agents), len(c.instances), c.sessions.live)})
 
@@ -430,6 +434,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 	}
 	c.restore()
 	c.resuming = false
+	c.doer = doer{}
 	return c.out, c.events
 }
 

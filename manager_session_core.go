@@ -116,7 +116,10 @@ func (c *ManagerCore) seek(src *instance, edge int, messageID int64) {
 			v.nextRelief = c.now + 2*c.cfg.HealthPeriod
 		}
 		var i *instance
-		if i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id)); i != nil {
+		c.doer.asking = src
+		i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id))
+		c.doer.asking = nil
+		if i != nil {
 			c.wait(i, waiter{src, edge, messageID})
 			return
 		}
@@ -340,7 +343,7 @@ func (c *ManagerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
 	slot := c.findSession(a, m.SourcePlugPort, dst, func(s *session) bool {
 		return s.src == src.slot && src.v.edges[s.edge].plug == m.SourcePlugName
 	})
-	c.closeReported(slot, m.Status, "reported by "+src.v.service)
+	c.closeReported(src, slot, m.Status)
 }
 
 // destCloseInfo handles the report of a session's end from its server, who
@@ -359,15 +362,17 @@ func (c *ManagerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 	slot := c.findSession(node, m.SourcePlugPort, dst, func(s *session) bool {
 		return c.slots[s.src].v.edges[s.edge].socket == m.DestSocketName
 	})
-	c.closeReported(slot, m.Status, "reported by "+dst.v.service)
+	c.closeReported(dst, slot, m.Status)
 }
 
-func (c *ManagerCore) closeReported(slot uint32, status Status, cause string) {
+func (c *ManagerCore) closeReported(by *instance, slot uint32, status Status) {
 	if slot == 0 {
 		c.dropped++ // the other end reported it first
 		return
 	}
-	c.sessionClosed(slot, status, cause)
+	c.doer.closing = by
+	c.sessionClosed(slot, status, "reported by "+by.v.service)
+	c.doer.closing = nil
 }
 
 // sessionClosed ends a session, whatever its state, and goes on with what

@@ -18,6 +18,8 @@ type cnapp struct {
 	vertices []*vertex
 	byName   map[string]*vertex
 	retiring bool // undeployed; its last instances are ending
+
+	deployed, undeployed uint64 // events
 }
 
 // A vertex is a place of a cnapp, with the instances that stand there.
@@ -40,6 +42,7 @@ type vertex struct {
 	nextRelief   time.Duration // when another may be started for want of one that is well
 	lastNode     *agent        // where the last instance stood
 	restartArmed bool          // a timer will start this gateway again
+	ended        uint64        // event of the last end of an instance
 }
 
 type vertexEdge struct {
@@ -102,6 +105,8 @@ type agent struct {
 	services []string
 	conn     ConnID // zero while it is away
 	lost     bool
+
+	came, gone uint64 // events
 
 	instances []*instance // not ended, in the order of their ids
 	ports     portTable
@@ -228,6 +233,8 @@ type instance struct {
 	idleSince    time.Duration
 	idleArmed    bool
 
+	began, stopping, unwell uint64 // events
+
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing
 }
@@ -302,6 +309,7 @@ func (r *answerRing) find(messageID int64, edge int) (sessionAnswer, bool) {
 func (c *ManagerCore) record(ev Event) {
 	c.seq++
 	ev.Seq, ev.At = c.seq, c.now
+	c.blame(&ev)
 	c.events = append(c.events, ev)
 	c.evolve(&c.events[len(c.events)-1])
 }
@@ -419,6 +427,7 @@ func (c *ManagerCore) evolve(ev *Event) {
 	case EventHealthChanged:
 		c.instances[ev.Instance].status = ev.Status
 	}
+	c.note(ev)
 }
 
 func (c *ManagerCore) evolveSession(ev *Event) {
