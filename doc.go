@@ -147,12 +147,14 @@
 //	session.go                the Manager's table of sessions
 //	policy.go                 placement, balancing, scaling
 //	manager_core.go           the Manager's Step: registration, monitoring, commands, timers
+//	manager_cause_core.go     who did it, and what it follows from
 //	manager_state_core.go     its state, evolve, Snapshot
 //	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
 //	manager_session_core.go   requests, offers, acknowledgments, closing
 //	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
 //	manager.go, history.go    the Manager's runtime; the events that are kept
 //	manager_commit.go         its part with a Store: nothing leaves before it is durable
+//	manager_history.go        the history, the state as it was, why
 //	agent_core.go             the agent's Step: what the Manager asks
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may

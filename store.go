@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,8 +14,8 @@ var (
 	// ErrStoreInUse: another Manager has acquired the store. The error that
 	// wraps it names the place and, where it is known, the holder.
 	ErrStoreInUse = errors.New("ssmmp: store is in use by another Manager")
-	// ErrStoreFull: there is no room. What was to be written was not, and may
-	// be tried again when there is.
+	// ErrStoreFull: there is no room, or another program is in the way. What was
+	// to be written was not, and may be tried again later.
 	ErrStoreFull = errors.New("ssmmp: store is full")
 	// ErrStoreFailed: a write or its fsync failed, and nobody knows what is on
 	// the disk. This store writes no more; acquiring it in a new process shows
@@ -48,6 +47,8 @@ func (e *StoreError) Error() string {
 // Methods may be called by many goroutines at once. An iterator yields an error
 // at most once, at its end.
 type Store interface {
+	EventReader
+
 	// Acquire takes the store for one Manager, verifies what recovery needs of
 	// it, cuts off what a crash left unfinished at its end, and returns its
 	// epoch, which is greater than every one before, and the sequence number of
@@ -58,9 +59,9 @@ type Store interface {
 	// Append adds events, all of them or none: when it returns without an error
 	// they are durable. They are numbered on from the last event without a
 	// gap. Each call costs an fsync, so whoever has more that waits gives it at
-	// once. The error is ErrStoreFull, and then the store is as it was, or
-	// ErrStoreFailed, and then every later call fails too. Append does not keep
-	// the slice.
+	// once. The error is ErrStoreFailed, and then every later call fails too, or
+	// another, such as ErrStoreFull, and then the store is as it was. Append does
+	// not keep the slice.
 	Append(ctx context.Context, events []Event) error
 
 	// Checkpoint keeps a list of events that give, applied to an empty state,
@@ -68,15 +69,6 @@ type Store interface {
 	// numbers and times are the caller's and are given back as they were; they
 	// are no part of the history that Query returns. Errors are those of Append.
 	Checkpoint(ctx context.Context, seq uint64, events []Event) error
-
-	// Replay yields what gives the state after the event upTo, or after the
-	// last one if upTo is 0: the events of the newest checkpoint up to there,
-	// and then the events after it. It yields ErrNotFound when what it takes is
-	// no longer kept.
-	Replay(ctx context.Context, upTo uint64) iter.Seq2[Event, error]
-
-	// Query yields the events that match, by sequence number.
-	Query(ctx context.Context, q EventQuery) iter.Seq2[Event, error]
 
 	// Retain removes old events and checkpoints, as far as the newest
 	// checkpoint allows: the present state is never lost, and the state after

@@ -155,7 +155,7 @@ func (s *Store) fault(op string, err error) error {
 	switch code {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return &ssmmp.StoreError{Store: s.path, Place: "database", Reason: err.Error()}
-	case sqlite3.SQLITE_FULL:
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY:
 		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreFull, err)
 	case sqlite3.SQLITE_IOERR:
 		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreFailed, err)
@@ -186,7 +186,7 @@ func (s *Store) write(ctx context.Context, op string, f func(ctx context.Context
 		return nil
 	}
 	err = s.fault(op, err)
-	if !errors.Is(err, ssmmp.ErrStoreFull) && !errors.Is(err, errCaller) && !busy(err) {
+	if !errors.Is(err, ssmmp.ErrStoreFull) && !errors.Is(err, errCaller) {
 		if !errors.Is(err, ssmmp.ErrStoreFailed) && !errors.Is(err, ssmmp.ErrStoreInUse) {
 			err = fmt.Errorf("%w: %w", ssmmp.ErrStoreFailed, err)
 		}
@@ -197,12 +197,6 @@ func (s *Store) write(ctx context.Context, op string, f func(ctx context.Context
 
 // errCaller marks what the caller did wrong.
 var errCaller = errors.New("not written")
-
-// busy reports whether another program was writing all the time.
-func busy(err error) bool {
-	e, ok := errors.AsType[*sqlite.Error](err)
-	return ok && e.Code()&0xff == sqlite3.SQLITE_BUSY
-}
 
 // moveWAL moves what is in the write-ahead log to the database. There may be no
 // room: then the log goes on, for as long as it has some.
