@@ -26,6 +26,7 @@ func run(ctx context.Context, args []string) error {
 	flags.TextVar(&cfg.Address, "address", netip.Addr{}, "`IP` address of this node, by which others reach it")
 	flags.StringVar(&cfg.Listen, "listen", "", "`host:port` to listen on for instances of this node (default localhost:55556, or port 55556 of -address if that is a loopback address)")
 	repository := flags.String("repository", "", "`file` with the services that this node can execute")
+	flags.StringVar(&cfg.StateDir, "state", "", "`directory` that keeps what this agent executed, so that the next one with it goes on with what still runs")
 	flags.BoolVar(&cfg.KeepInstances, "keep", false, "leave instances running when the agent ends")
 	logger := program.LogFlags(flags)
 	if err := program.Parse(flags, args); err != nil {

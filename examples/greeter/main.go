@@ -1,4 +1,4 @@
-// Command greeter is the other service of README.md's mesh: storage without
+// Command greeter is the other service of docs/getting-started.md: storage without
 // storage, which greets whoever opens a session to it.
 package main
 

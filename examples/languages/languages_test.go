@@ -387,7 +387,7 @@ func TestLanguages(t *testing.T) {
 
 // A database that knows nothing of SSMMP keeps its data from one instance to the
 // next: its signal lets it save them.
-func TestRedis(t *testing.T) {
+func TestUnmodifiedRedis(t *testing.T) {
 	t.Parallel()
 	s := newMesh(t, "cache.json", "python3", "redis-server")
 	redis := func(command string, lines int) string {
