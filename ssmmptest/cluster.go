@@ -31,8 +31,6 @@ var (
 	UserAddr    = netip.AddrFrom4([4]byte{10, 255, 0, 2})
 )
 
-var managerAddress = netip.AddrPortFrom(ManagerAddr, ssmmp.ManagerPort).String()
-
 // A ClusterConfig describes a cluster. Graphs and Nodes have no default; the
 // zero value of any other field means its own.
 type ClusterConfig struct {
@@ -84,7 +82,7 @@ func (c *ClusterConfig) Validate() error {
 		"Manager": a.Manager != "", "Address": a.Address.IsValid(), "Listen": a.Listen != "",
 		"Repository": a.Repository != nil, "Transport": a.Transport != nil, "Logger": a.Logger != nil,
 	})
-	a.Manager, a.Address, a.Repository = managerAddress, netip.MustParseAddr("10.0.0.1"), nil
+	a.Manager, a.Address, a.Repository = "10.255.0.1:55555", netip.MustParseAddr("10.0.0.1"), nil
 	if err := a.Validate(); err != nil {
 		faults = append(faults, err)
 	}
@@ -137,6 +135,22 @@ func Service(name string, f ServiceFunc) ClusterOption {
 	}
 }
 
+// A clusterNet is where the hosts of a cluster are.
+type clusterNet struct {
+	manager, users netip.Addr
+	node           func(i int) netip.Addr
+	transport      func(netip.Addr) (ssmmp.Transport, error)
+}
+
+func memNet() clusterNet {
+	network := ssmmp.NewMemNetwork()
+	return clusterNet{
+		manager: ManagerAddr, users: UserAddr,
+		node:      func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i%250 + 1)}) },
+		transport: func(a netip.Addr) (ssmmp.Transport, error) { return network.Host(a.String()) },
+	}
+}
+
 // A Cluster is a whole mesh in one process: the Manager, the agents and the
 // instances are those of package ssmmp, over a network in memory with Faults in
 // between, and services are Go functions. Made in a testing/synctest bubble it
@@ -150,10 +164,10 @@ type Cluster struct {
 	// UserAddr.
 	Faults *Faults
 
-	cfg     ClusterConfig
-	log     hclog.Logger
-	network *ssmmp.MemNetwork
-	users   *process
+	cfg   ClusterConfig
+	log   hclog.Logger
+	net   clusterNet
+	users *process
 
 	mu        sync.Mutex // guards what follows
 	manager   *ssmmp.Manager
@@ -196,12 +210,16 @@ func NewCluster(t testing.TB, graph *ssmmp.Graph, options ...ClusterOption) *Clu
 // StartCluster starts a cluster and returns when all its agents are registered.
 // ctx governs the start only. The caller has to close the cluster.
 func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
+	return startCluster(ctx, cfg, memNet())
+}
+
+func startCluster(ctx context.Context, cfg ClusterConfig, network clusterNet) (*Cluster, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	cfg.Graphs, cfg.Services = slices.Clone(cfg.Graphs), maps.Clone(cfg.Services)
 	c := &Cluster{
-		Faults: NewFaults(cfg.Seed), cfg: cfg, log: cfg.Logger, network: ssmmp.NewMemNetwork(), functions: map[*process]string{},
+		Faults: NewFaults(cfg.Seed), cfg: cfg, log: cfg.Logger, net: network, functions: map[*process]string{},
 	}
 	c.idle.L = &c.mu
 	c.cfg.Manager.FirstInstance = cmp.Or(cfg.Manager.FirstInstance, 1)
@@ -211,7 +229,7 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
-	users, err := c.host(UserAddr)
+	users, err := c.host(c.net.users)
 	if err != nil {
 		return nil, err
 	}
@@ -232,11 +250,16 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 
 // host returns the Transport of a host of the cluster, with faults.
 func (c *Cluster) host(addr netip.Addr) (ssmmp.Transport, error) {
-	h, err := c.network.Host(addr.String())
+	t, err := c.net.transport(addr)
 	if err != nil {
 		return nil, err
 	}
-	return c.Faults.Host(addr, h), nil
+	return c.Faults.Host(addr, t), nil
+}
+
+// managerAddress is where the Manager listens.
+func (c *Cluster) managerAddress() string {
+	return netip.AddrPortFrom(c.net.manager, ssmmp.ManagerPort).String()
 }
 
 // Manager returns the Manager; a crashed one until another is started.
@@ -303,7 +326,7 @@ func (c *Cluster) StartManager() error {
 	case c.managing != nil:
 		return errors.New("ssmmptest: a Manager runs")
 	}
-	host, err := c.host(ManagerAddr)
+	host, err := c.host(c.net.manager)
 	if err != nil {
 		return err
 	}
@@ -315,7 +338,7 @@ func (c *Cluster) StartManager() error {
 	if err != nil {
 		return err
 	}
-	ln, err := p.Listen(context.Background(), managerAddress)
+	ln, err := p.Listen(context.Background(), c.managerAddress())
 	if err != nil {
 		m.Close()
 		return err

@@ -42,7 +42,7 @@ func (c *Cluster) AddNode() (*Node, error) {
 	if n == maxNodes {
 		return nil, fmt.Errorf("ssmmptest: a cluster has at most %d nodes", maxNodes)
 	}
-	addr := netip.AddrFrom4([4]byte{10, 0, byte(n / 250), byte(n%250 + 1)})
+	addr := c.net.node(n)
 	host, err := c.host(addr)
 	if err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ func (n *Node) start() error {
 	}
 	a := &agentRun{process: newProcess(n.net), instances: map[ssmmp.InstanceID]*process{}, done: make(chan struct{})}
 	cfg := c.cfg.Agent
-	cfg.Manager, cfg.Address, cfg.Transport = managerAddress, n.addr, a.process
+	cfg.Manager, cfg.Address, cfg.Transport = c.managerAddress(), n.addr, a.process
 	cfg.Logger = c.log.Named("agent " + n.addr.String())
 	cfg.Repository = c.repository(n, a)
 	agent, err := ssmmp.NewAgent(cfg)

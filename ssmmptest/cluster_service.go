@@ -22,7 +22,9 @@ import (
 //
 // When it returns nil the instance terminates and its agent is told so. When
 // it returns an error, or panics, the instance has crashed: it is gone without
-// a word, and its agent finds out.
+// a word, and its agent finds out. That holds for a panic of the function
+// itself and of what Serve calls; one in a goroutine that the function starts
+// ends the program, as ever.
 type ServiceFunc func(ctx context.Context, inst *ssmmp.Instance) error
 
 // Serve returns a service that accepts at all its sockets and calls handle for

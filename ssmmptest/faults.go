@@ -23,6 +23,8 @@ const (
 	// faultLinger is how long the network tries to deliver what a connection
 	// wrote before it was closed.
 	faultLinger = time.Minute
+	// faultMost is the longest delay.
+	faultMost = 1000 * time.Hour
 	// faultGiveUp is after how long an end of a connection notices that nothing
 	// can come back: what the probes of ssmmp.TCP take.
 	faultGiveUp = 30 * time.Second
@@ -162,10 +164,14 @@ func (f *Faults) Host(addr netip.Addr, inner ssmmp.Transport) ssmmp.Transport {
 }
 
 // Delay has everything from the one hosts to the others arrive later by d, and
-// by up to jitter more. A dial takes the time of both ways. Zero ends it.
+// by up to jitter more, 1,000 hours each at the most. A dial takes the time of
+// both ways. Zero ends it.
 func (f *Faults) Delay(from, to Hosts, d, jitter time.Duration) {
-	f.rule(faultRule{kind: faultDelay, from: from, to: to, delay: max(0, d), jitter: max(0, jitter)})
+	f.rule(faultRule{kind: faultDelay, from: from, to: to, delay: clampDelay(d), jitter: clampDelay(jitter)})
 }
+
+// clampDelay keeps sums of delays in range.
+func clampDelay(d time.Duration) time.Duration { return min(max(0, d), faultMost) }
 
 // Loss has each piece of at most 1,448 bytes be lost with a chance between 0
 // and 1. As with TCP it is sent again, after 200 ms and then twice as long each
