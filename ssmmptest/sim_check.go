@@ -293,12 +293,6 @@ func (c *simCheck) managerStep(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput
 	for i := range out {
 		c.output(in, &out[i])
 	}
-	for addr, a := range c.agents {
-		if a.up && in.Now-c.skipped-a.heard > time.Duration(c.s.manager.cfg.HealthMisses+2)*c.s.manager.cfg.HealthPeriod+time.Second {
-			c.fail("silence is not health", "nothing was heard of %s since %v", addr, a.heard)
-			return
-		}
-	}
 }
 
 // event applies an event to the model.
@@ -755,6 +749,25 @@ func (c *simCheck) instanceOutput(p *simProc, o *ssmmp.InstanceOutput) {
 	case ssmmp.InstanceOutputDrop:
 		if p.session(o.Conn) == nil {
 			c.fail("only an open session is closed", "connection %d of %s", o.Conn, p.name)
+		}
+	}
+}
+
+// silence looks for agents that the Manager takes to be there, and does not hear.
+func (c *simCheck) silence() {
+	m := c.s.manager
+	if m.dead || m.frozen {
+		return
+	}
+	patience := time.Duration(m.cfg.HealthMisses+2)*m.cfg.HealthPeriod + time.Second
+	for _, n := range c.s.nodes {
+		a := c.agents[n.host.addr]
+		if a == nil || !a.up {
+			continue
+		}
+		if silent := c.lastNow - c.skipped - a.heard; silent > patience {
+			c.fail("silence is not health", "nothing was heard of %s for %v", n.name, silent)
+			return
 		}
 	}
 }

@@ -212,6 +212,7 @@ func (s *simRun) run(until time.Duration) bool {
 			ev.who.wake()
 		}
 		if s.events%s.opts.Check == 0 {
+			s.check.silence()
 			s.check.all()
 		}
 	}

@@ -24,6 +24,7 @@ var (
 	simShrink = flag.Bool("sim.shrink", false, "and shrink it if it fails")
 	simOut    = flag.String("sim.out", "", "and write it to this file then")
 	simSeeds  = flag.Int("sim.seeds", 100, "how many seeds to play")
+	simTime   = flag.Duration("sim.time", 0, "begin no more of them after this time")
 	simBase   = flag.Uint64("sim.base", 1, "the first of them; from the clock if zero")
 )
 
@@ -44,12 +45,13 @@ type simSum struct {
 func playSeeds(t testing.TB, base uint64, n, limit int) *simSum {
 	sum := &simSum{failed: map[uint64]*SimulationFailure{}}
 	var next, failed atomic.Int64
+	began := time.Now()
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for {
 				i := next.Add(1) - 1
-				if i >= int64(n) || failed.Load() >= int64(limit) {
+				if i >= int64(n) || failed.Load() >= int64(limit) || *simTime > 0 && time.Since(began) > *simTime {
 					return
 				}
 				seed := base + uint64(i)
@@ -82,6 +84,10 @@ func TestSimulationSeeds(t *testing.T) {
 	base := *simBase
 	if base == 0 {
 		base = uint64(time.Now().UnixMilli()) * 1000
+	}
+	if *huntFirst {
+		firstFailure(t, base, *simSeeds)
+		return
 	}
 	fmt.Printf("simulation: %d seeds from -sim.base=%d on\n", *simSeeds, base)
 	began := time.Now()
