@@ -171,6 +171,7 @@
 //	store.go                  where it is kept; store_mem.go: in memory; package sqlitestore: in a file
 //	ssmmptest/faults*.go      what can go wrong with a network, over any transport
 //	ssmmptest/cluster*.go     a mesh in one process, with crashes
+//	ssmmptest/sim*.go         meshes that are played from a seed; docs/simulation.md
 //
 // SPEC.md leads from each requirement of the protocol to its code and its test.
 package ssmmp
