@@ -2,6 +2,7 @@ package ssmmptest
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ssmmp/ssmmp"
@@ -55,13 +56,16 @@ func (s *simRun) falseAgent(n *simNode, f *simFaultRun) {
 	s.after(nil, 5*time.Second, func() { s.hangUp(&c.ends[0]) })
 }
 
-// falseInstance claims to be an instance of a node that has a connection.
+// falseInstance claims to be an instance of a node. Where the kernel does not
+// tell who holds a connection, it is believed while the instance has none: so its
+// lines arrive at once, while it has.
 func (s *simRun) falseInstance(n *simNode, f *simFaultRun) {
-	if n.dead {
+	if n.dead || n.frozen {
 		return
 	}
-	for _, p := range n.procs {
-		if !p.joined || f.rand.oneIn(2) {
+	for _, p := range slices.Clone(n.procs) {
+		linked := p.running && p.agent != nil && !p.agent.closing && !p.agent.peer().closing
+		if !p.joined || !linked && !s.sim.Config.KernelProof || f.rand.oneIn(2) {
 			continue
 		}
 		x := s.stranger("false instance", n.host)
@@ -72,11 +76,6 @@ func (s *simRun) falseInstance(n *simNode, f *simFaultRun) {
 		case 0:
 			h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "guessed"}}
 		case 1:
-			if (p.agent == nil || p.agent.closed || !p.running) && !s.sim.Config.KernelProof {
-				// Nothing there can tell it from the instance.
-				h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: "x"}}
-			}
-		default:
 			h.Extensions = []ssmmp.Extension{{Name: "x_secret", Value: p.launch.Secret + "x"}}
 		}
 		x.gets = func(e *simEnd, m ssmmp.Message) {
@@ -85,14 +84,22 @@ func (s *simRun) falseInstance(n *simNode, f *simFaultRun) {
 			}
 		}
 		s.hit(f.Kind)
-		s.send(&c.ends[0], &ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: p.id, Status: ssmmp.StatusOK})
+		says := []ssmmp.Message{&ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: p.id, Status: ssmmp.StatusOK}}
 		for i, t := range p.launch.Plugs {
-			s.send(&c.ends[0], &ssmmp.SessionRequest{Header: ssmmp.Header{MessageID: int64(1000 + i), SubType: ssmmp.ServiceToAgent},
+			says = append(says, &ssmmp.SessionRequest{Header: ssmmp.Header{MessageID: int64(1000 + i), SubType: ssmmp.ServiceToAgent},
 				SourceServiceName: p.launch.Service, SourceServiceInstanceID: p.id, SourceServiceInstanceNetworkAddress: n.host.addr,
 				SourcePlugName: t.Plug, DestServiceName: t.Service, DestSocketName: t.Socket})
 		}
-		s.send(&c.ends[0], &ssmmp.TerminationInfo{Header: ssmmp.Header{MessageID: 2, SubType: ssmmp.ServiceInstanceToAgent},
+		says = append(says, &ssmmp.TerminationInfo{Header: ssmmp.Header{MessageID: 2, SubType: ssmmp.ServiceInstanceToAgent},
 			ServiceName: p.launch.Service, ServiceInstanceID: p.id, ServiceInstanceNetworkAddress: n.host.addr})
+		for _, m := range says {
+			line, err := ssmmp.AppendMessage(nil, m)
+			if err != nil {
+				s.fail("every message can be encoded", "%v", err)
+				return
+			}
+			n.line(&c.ends[1], line)
+		}
 		s.after(nil, 5*time.Second, func() { s.hangUp(&c.ends[0]) })
 	}
 }
