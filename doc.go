@@ -109,7 +109,8 @@
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
 //     refused, where with it the newer supersedes the older.
-//   - x_instances in initiation_request: the ids of what the agent runs, "7, 9".
+//   - x_instances in initiation_request: the ids of what the agent runs, "7, +2"
+//     for 7 and 9.
 //     With neither of these two the Manager takes all that it asked the agent to
 //     run to run on.
 //   - x_heard in initiation_response and agent_health_control_request: the last

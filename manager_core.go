@@ -425,7 +425,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
 	a.conn = conn
-	a.healthAsked, a.healthMissed, a.heard, a.hears = 0, 0, 0, 0
+	a.healthAsked, a.healthMissed, a.heard, a.hears, a.backSince = 0, 0, 0, 0, c.now
 	c.conns[conn] = a
 	answer(StatusOK)
 

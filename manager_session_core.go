@@ -315,8 +315,9 @@ func (c *ManagerCore) expireOffers() {
 		if slot == 0 || c.offers[x.key] != slot {
 			continue
 		}
-		if a := c.slots[c.sessions.at(slot).src].a; !a.up() && !a.lost {
-			// Its acknowledgment may be waiting for the agent to come back.
+		if a := c.slots[c.sessions.at(slot).src].a; !a.lost && (!a.up() || c.now-a.backSince < c.cfg.AckTimeout) {
+			// Its acknowledgment may be waiting for the agent to come back, or for
+			// the instance to come back to an agent that did.
 			c.expiries = append(c.expiries, offerExpiry{c.now + c.cfg.AckTimeout, x.key, x.id})
 			continue
 		}

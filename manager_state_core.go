@@ -114,7 +114,8 @@ type agent struct {
 
 	here         bool // registered and not away since; after a recovery it may be so without a connection
 	awaySince    time.Duration
-	healthAsked  int64 // message id of the request under way, 0 when answered
+	backSince    time.Duration // when it registered last
+	healthAsked  int64         // message id of the request under way, 0 when answered
 	healthMissed int
 	hears        int64 // the last one that was answered on this connection
 	hearsSeq     uint64

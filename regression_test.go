@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -190,6 +192,29 @@ func TestManagerAckWhileAway(t *testing.T) {
 	}
 }
 
+// So does one that comes when the agent is back, and its instance a little later:
+// the offer does not expire in between.
+func TestManagerAckAfterReturn(t *testing.T) {
+	t.Parallel()
+	c, say, pass := sessionCore(t)
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	pass(59 * time.Second)
+	say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))
+	pass(2 * time.Second)
+	say(2, ackOne)
+	if s := c.Snapshot().Sessions; len(s) != 1 || s[0].State != SessionOpen {
+		t.Errorf("sessions %+v, want the one open", s)
+	}
+	c, say, pass = sessionCore(t)
+	c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+	say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2"))
+	pass(61 * time.Second)
+	pass(61 * time.Second)
+	if s := c.Snapshot().Sessions; len(s) != 0 {
+		t.Errorf("sessions %+v, want the offer to have expired some time after the return", s)
+	}
+}
+
 // A session that is acknowledged after its offer has expired is closed; an
 // acknowledgment that only comes twice closes nothing.
 func TestManagerLateAck(t *testing.T) {
@@ -363,5 +388,32 @@ func TestManagerStrangers(t *testing.T) {
 	out := say(2, fmt.Sprintf("type: hard_shutdown_response ~ message_id: %d ~ sub_type: agent_to_Manager ~ service_instance_id: 1 ~ status: 200", kills[len(kills)-1]))
 	if len(c.instances) != 1 || len(out) == 0 {
 		t.Errorf("%d instances, want the gateway again", len(c.instances))
+	}
+}
+
+// An agent's instances may be more than ids fit into a line.
+func TestInstanceList(t *testing.T) {
+	t.Parallel()
+	var ids []InstanceID
+	for n := range InstanceID(10_000) {
+		ids = append(ids, 1_795_833_600_000+n*37)
+	}
+	s := formatInstanceList(slices.Clone(ids))
+	if len(s) > MaxLine-4096 {
+		t.Errorf("%d ids take %d bytes", len(ids), len(s))
+	}
+	for _, list := range []string{s, strings.ReplaceAll(fmt.Sprint(ids), " ", ", ")} {
+		got, err := parseInstanceList(strings.Trim(list, "[]"))
+		if err != nil || !slices.Equal(got, ids) {
+			t.Errorf("%.60s… is read as %d ids, %v", list, len(got), err)
+		}
+	}
+	for _, bad := range []string{"x", "0", "-3", "7, ", "7, +0x", "9223372036854775807, +1", "7, -9", "+", "7, +"} {
+		if got, err := parseInstanceList(bad); err == nil {
+			t.Errorf("%q is read as %v", bad, got)
+		}
+	}
+	if got, err := parseInstanceList("7, 9, +1"); err != nil || !slices.Equal(got, []InstanceID{7, 9, 10}) {
+		t.Errorf("7, 9, +1 is read as %v, %v", got, err)
 	}
 }
