@@ -311,27 +311,28 @@ func (l *link) read(out *flushList, handle func(Message), bad func(*ProtocolErro
 			out.flush()
 		}
 		m, err := d.Decode()
-		var p *ProtocolError
-		switch {
-		case err == nil:
+		if err == nil {
 			handle(m)
-		case errors.As(err, &p) && !errors.Is(err, ErrLineTooLong):
-			bad(p)
-		default:
-			out.flush()
-			l.mu.Lock()
-			if l.linger = p != nil; l.linger {
-				l.mu.Unlock()
-				bad(p) // may answer, 413
-				l.close()
-			} else {
-				l.fail(err)
-				l.mu.Unlock()
-			}
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+			continue
 		}
+		var p *ProtocolError
+		if errors.As(err, &p) && !errors.Is(err, ErrLineTooLong) {
+			bad(p)
+			continue
+		}
+		out.flush()
+		l.mu.Lock()
+		if l.linger = p != nil; l.linger {
+			l.mu.Unlock()
+			bad(p) // may answer, 413
+			l.close()
+		} else {
+			l.fail(err)
+			l.mu.Unlock()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
 	}
 }

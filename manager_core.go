@@ -117,6 +117,8 @@ type ManagerCore struct {
 	expiries []offerExpiry       // of the offers, in order of time
 	waiting  map[offerKey]bool   // requests that wait for a start
 
+	responses []SessionResponse // not used yet
+
 	lastMessage int64
 	reserved    int64 // the last message id that the history lets be used
 	exchanges   map[int64]*exchange

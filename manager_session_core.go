@@ -205,12 +205,18 @@ func (c *ManagerCore) refuse(src *instance, edge int, messageID int64, status St
 
 func (c *ManagerCore) answer(src *instance, ans sessionAnswer) {
 	e := &src.v.edges[ans.edge]
-	c.send(src.a, &SessionResponse{
+	if len(c.responses) == 0 {
+		c.responses = make([]SessionResponse, 32) // an answer alone would be an allocation each
+	}
+	m := &c.responses[0]
+	c.responses = c.responses[1:]
+	*m = SessionResponse{
 		Header:            Header{MessageID: ans.messageID, SubType: ManagerToAgent},
 		SourceServiceName: src.v.service, SourceServiceInstanceID: src.id,
 		DestServiceName: e.to.service, DestServiceInstanceID: ans.dest, DestSocketName: e.socket,
 		DestServiceInstanceNetworkAddress: ans.address, DestSocketPort: ans.port, Status: ans.status,
-	})
+	}
+	c.send(src.a, m)
 }
 
 // sessionFailure is the answer to a request that names no instance of its
@@ -372,7 +378,7 @@ func (c *ManagerCore) closeReported(by *instance, slot uint32, status Status) {
 		return
 	}
 	c.doer.closing = by
-	c.sessionClosed(slot, status, "reported by "+by.v.service)
+	c.sessionClosed(slot, status, by.v.reports)
 	c.doer.closing = nil
 }
 

@@ -32,6 +32,7 @@ type vertex struct {
 	edges   []vertexEdge
 	plugs   []PlugTarget // the edges, as execution_request wants them
 	depth   int          // length of the shortest way from a gateway
+	reports string       // the cause of what an instance reports, said once
 
 	instances []*instance // not ended, in the order of their ids
 
@@ -69,7 +70,7 @@ func newCNApp(g *Graph) *cnapp {
 	}
 	for _, gv := range app.graph.Vertices {
 		s := services[gv.Service]
-		v := &vertex{app: app, name: gv.Name, service: s.Name, kind: s.Kind, sockets: s.Sockets, depth: -1}
+		v := &vertex{app: app, name: gv.Name, service: s.Name, reports: "reported by " + s.Name, kind: s.Kind, sockets: s.Sockets, depth: -1}
 		app.byName[v.name] = v
 		app.vertices = append(app.vertices, v)
 	}
