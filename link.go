@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -42,6 +43,7 @@ type link struct {
 	writing []byte    // of whoever has busy; swapped with queue
 	rest    []byte    // of writing: what the connection did not take at once
 	busy    bool      // somebody writes: nobody else may
+	crowded bool      // somebody had something to write while it was busy
 	wanted  bool      // the writer has to
 	closing bool      // write what is queued, then close
 	linger  bool      // closing, while the peer still sends
@@ -111,10 +113,18 @@ func (l *link) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.queue) == 0 || l.busy || l.wanted || l.closing || l.failed != nil {
+		l.crowded = l.crowded || l.busy
 		return // nothing to do, or somebody does it
 	}
 	if l.try != nil {
 		l.busy = true
+		if l.crowded {
+			// One write for many: let others that are about to send add to it.
+			l.crowded = false
+			l.mu.Unlock()
+			runtime.Gosched()
+			l.mu.Lock()
+		}
 		l.queue, l.writing = l.writing[:0], l.queue
 		l.mu.Unlock()
 		n, err := l.try.tryWrite(l.writing)

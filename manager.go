@@ -382,9 +382,9 @@ func (m *Manager) stepOnly(in ManagerInput, queued *flushList) {
 		m.mu.Unlock()
 		return
 	}
-	in.Now = time.Since(m.started)
-	out, events := m.core.Step(in)
 	now := time.Now()
+	in.Now = now.Sub(m.started)
+	out, events := m.core.Step(in)
 	for i := range events {
 		events[i].Time = now
 	}
