@@ -344,6 +344,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 			proof = a.prove(l, m, asked)
 		}
 		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m, Proof: proof}, &out)
+		out.ease()
 		if !known && a.speaks(l) {
 			known = true
 			a.stranger(-1)
@@ -471,8 +472,7 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 		switch o.Kind {
 		case AgentOutputSend:
 			if l := a.links[o.Conn]; l != nil {
-				out.add(l)
-				if err := l.put(o.Msg); err != nil {
+				if err := out.put(l, o.Msg); err != nil {
 					if o.Conn == a.core.manager {
 						a.core.Unsent(o.Msg)
 					}

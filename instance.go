@@ -308,8 +308,7 @@ func (i *Instance) step(in InstanceInput) {
 		switch o.Kind {
 		case InstanceOutputSend:
 			if i.link != nil {
-				queued.add(i.link)
-				err := i.link.put(o.Msg)
+				err := queued.put(i.link, o.Msg)
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
 					i.core.Unsent(o.Msg)
 				} else if err != nil {

@@ -13,6 +13,8 @@ import (
 const (
 	// maxQueue bounds in bytes what waits to be written on one connection.
 	maxQueue = 1 << 20
+	// longQueue is how much of it may wait before who floods it is not read.
+	longQueue = maxQueue / 4
 	// maxReports bounds in bytes the reports kept while the far side is away.
 	// They all go out at once when it is back, after the first message: the
 	// queue must take them.
@@ -39,6 +41,7 @@ type link struct {
 
 	mu      sync.Mutex
 	wake    sync.Cond // of the writer
+	eased   sync.Cond // the queue was taken, or never will be
 	queue   []byte    // encoded messages
 	writing []byte    // of whoever has busy; swapped with queue
 	rest    []byte    // of writing: what the connection did not take at once
@@ -59,14 +62,14 @@ type tryWriter interface {
 
 func newLink(id ConnID, conn net.Conn) *link {
 	l := &link{id: id, conn: conn, try: tryWriterOf(conn), done: make(chan struct{})}
-	l.wake.L = &l.mu
+	l.wake.L, l.eased.L = &l.mu, &l.mu
 	go l.write()
 	return l
 }
 
 // send queues a message and has it written. It never waits for the peer.
 func (l *link) send(m Message) error {
-	err := l.put(m)
+	_, err := l.put(m)
 	if err == nil {
 		l.flush()
 	}
@@ -74,23 +77,39 @@ func (l *link) send(m Message) error {
 }
 
 // put queues a message, which goes out with the next flush: it is for a caller
-// that holds a lock. A full queue ends the connection.
-func (l *link) put(m Message) error {
+// that holds a lock. A full queue ends the connection. It returns how many bytes
+// are queued.
+func (l *link) put(m Message) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing || l.failed != nil {
-		return net.ErrClosed
+		return 0, net.ErrClosed
 	}
 	queue, err := AppendMessage(l.queue, m)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(queue) > maxQueue {
 		l.fail(errQueueFull)
-		return errQueueFull
+		return 0, errQueueFull
 	}
 	l.queue = queue
-	return nil
+	return len(queue), nil
+}
+
+// take begins a write of all that is queued. l.mu is held.
+func (l *link) take() {
+	l.queue, l.writing = l.writing[:0], l.queue
+	l.eased.Broadcast()
+}
+
+// ease waits until the queue is not long, or nobody will write it any more.
+func (l *link) ease() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.queue) > longQueue && l.failed == nil {
+		l.eased.Wait()
+	}
 }
 
 // putLine is put for a message that is encoded already.
@@ -125,7 +144,7 @@ func (l *link) flush() {
 			runtime.Gosched()
 			l.mu.Lock()
 		}
-		l.queue, l.writing = l.writing[:0], l.queue
+		l.take()
 		l.mu.Unlock()
 		n, err := l.try.tryWrite(l.writing)
 		l.mu.Lock()
@@ -144,20 +163,45 @@ func (l *link) flush() {
 
 // A flushList holds the links with messages that were queued under a lock, to
 // be flushed after it.
-type flushList []*link
+type flushList struct {
+	links []*link
+	long  bool // a queue among theirs is
+}
 
 func (f *flushList) add(l *link) {
-	if n := len(*f); n == 0 || (*f)[n-1] != l {
-		*f = append(*f, l)
+	if n := len(f.links); n == 0 || f.links[n-1] != l {
+		f.links = append(f.links, l)
 	}
 }
 
+// put queues a message on a link.
+func (f *flushList) put(l *link, m Message) error {
+	f.add(l)
+	n, err := l.put(m)
+	f.long = f.long || n > longQueue
+	return err
+}
+
 func (f *flushList) flush() {
-	for _, l := range *f {
+	for _, l := range f.links {
 		l.flush()
 	}
-	clear(*f)
-	*f = (*f)[:0]
+	clear(f.links)
+	f.links, f.long = f.links[:0], false
+}
+
+// ease is for a reader whose peer shall not send faster than it can be passed
+// on: where a queue is long it waits, which ends at the latest when that
+// connection does.
+func (f *flushList) ease() {
+	if !f.long {
+		return
+	}
+	for _, l := range f.links {
+		l.flush()
+		l.ease()
+	}
+	f.flush()
 }
 
 // introductionTime is how long a new connection may take to say who it is.
@@ -243,6 +287,7 @@ func (l *link) fail(err error) {
 	if l.failed == nil {
 		l.failed = err
 		l.wake.Signal()
+		l.eased.Broadcast()
 		// Closing never blocks for long: nothing lingers on a queue of ours.
 		l.conn.Close()
 	}
@@ -274,7 +319,7 @@ func (l *link) write() {
 				l.fail(net.ErrClosed)
 				return
 			}
-			l.queue, l.writing = l.writing[:0], l.queue
+			l.take()
 			l.rest = l.writing
 		}
 		l.busy = true

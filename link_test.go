@@ -239,7 +239,7 @@ func manySenders(t *testing.T, l *link, far net.Conn) {
 			for n := range int64(each) {
 				m := healthOf(1 + n)
 				m.ServiceInstanceID = InstanceID(1 + s)
-				err := l.put(m)
+				_, err := l.put(m)
 				if n%3 == 0 {
 					l.flush()
 				}

@@ -425,8 +425,7 @@ func (m *Manager) perform(o *ManagerOutput, queued *flushList) {
 	switch o.Kind {
 	case ManagerOutputSend:
 		if l := m.links[o.Conn]; l != nil {
-			queued.add(l)
-			if err := l.put(o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
+			if err := queued.put(l, o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
 				m.core.dropped++
 			}
 		}
