@@ -1,32 +1,31 @@
-// Command bench compares the codec with google protobuf on the same fields, and
-// both with what any reader of the text has to do: copy it, and find where its
-// lines end, with bytes.IndexByte and with a loop over the bytes. One command
-// prints the table, with the machine it ran on:
+// Command bench measures how fast this library is against floors and peers, and
+// prints the ratios that are aimed at, with the machine it ran on:
 //
-//	go run .
+//	go run .                          # everything, about three minutes
+//	go run . -markdown                # the table as it stands in the README
+//	go run . -sections setup,memory   # a part of it
+//	go run . -guard                   # a short one, which fails when a ratio is far off
 //
 // Everything is measured in turns, for several rounds, so that a machine which
-// others use as well slows all of it alike. A time is the median of the rounds,
-// and a ratio is the median of each round's ratio.
+// others use as well slows all of it alike. What is measured is the median of
+// the rounds, and a ratio is the median of each round's ratio.
 //
-// The messages are session_request and session_response (PROTOCOL section 2).
-// The codec's times include to find out the type of a message and where it
-// ends; protobuf is always told where a message ends, and is measured twice:
-// told its type as well, and with a oneof of the types. A fresh message shares
-// nothing with the buffer that it was decoded from, and a fresh encoding is in
-// a buffer of its own.
+// The floors are what any way of doing it has to do. For the codec (codec.go)
+// it is to copy a line and to find where its parts end; for the set-up of a
+// session (relay.go), to relay the same lines over the same two hops, without
+// decoding, checking or remembering anything. The peers are google protobuf on
+// the same fields, NATS and gRPC (peers.go).
 package main
 
 import (
 	"flag"
 	"fmt"
-	"log"
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 )
 
@@ -35,100 +34,94 @@ import (
 
 //go:generate sh -c "protoc --plugin=$(go tool -n protoc-gen-go) --go_out=. --go_opt=paths=source_relative sessionpb/session.proto"
 
-// A work is something to measure.
-type work struct {
-	name string
-	run  func(b *testing.B)
-	// peer names the work of protobuf that it is compared with, if any. There
-	// is another for a oneof.
-	peer string
-	// target is the ratio that is aimed at, if any.
-	target string
+// options say how much is measured.
+type options struct {
+	rounds int
+	each   time.Duration // that one thing is measured in a round
+	peers  bool          // NATS and gRPC too
 }
 
-// A measured is what all rounds made of one work.
-type measured struct {
-	ns     []float64 // per operation, one of each round
-	allocs int64     // per operation, the most of any round
+// sections are the parts of the table, in its order.
+var sections = []struct {
+	name string
+	rows func(options) []row
+}{
+	{"codec", codecRows},
+	{"setup", setUpRows},
+	{"flight", flightRows},
+	{"dial", dialRows},
+	{"memory", memoryRows},
+	{"start", startRows},
+	{"scale", scaleRows},
+	{"agents", agentRows},
 }
 
 func main() {
-	log.SetFlags(0)
 	testing.Init()
-	rounds := flag.Int("rounds", 21, "how often everything is measured")
-	each := flag.Duration("time", 50*time.Millisecond, "for how long each is measured in a round")
+	var names []string
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	chosen := flag.String("sections", join(names), "which parts to measure")
+	var o options
+	flag.BoolVar(&o.peers, "peers", true, "race NATS and gRPC too")
+	flag.Func("clients", "how many clients ask at once, instead of each of "+join(counts(clientCounts)), func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err == nil && (n < 1 || n > maxClients) {
+			err = strconv.ErrRange
+		}
+		clientCounts = []int{n}
+		return err
+	})
+	flag.IntVar(&o.rounds, "rounds", 11, "how often everything is measured")
+	flag.DurationVar(&o.each, "time", 100*time.Millisecond, "for how long each is measured in a round")
+	markdown := flag.Bool("markdown", false, "print the table in markdown")
+	guard := flag.Bool("guard", false, "measure shortly, without NATS and gRPC, and fail when a ratio misses its target by more than half")
 	flag.Parse()
-	if flag.NArg() > 0 || *rounds < 1 || *each <= 0 {
+	if flag.NArg() > 0 || o.rounds < 1 || o.each <= 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := flag.Set("test.benchtime", each.String()); err != nil {
-		log.Fatal(err)
+	if *guard {
+		o = options{rounds: 5, each: 50 * time.Millisecond}
 	}
-
-	fmt.Printf("%s, %d cores, %s %s/%s; medians of %d rounds of %v\n",
-		cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, *rounds, *each)
-	for _, s := range subjects() {
-		works := s.works()
-		fmt.Printf("\n%s, %d bytes; %d as protobuf, %d with oneof\n\n",
-			s.name, len(s.line), len(s.known.wire), len(s.oneof.wire))
-		printTable(works, measure(works, *rounds))
-	}
-}
-
-// measure runs all works in turns.
-func measure(works []work, rounds int) map[string]*measured {
-	all := make(map[string]*measured, len(works))
-	for range rounds {
-		for _, w := range works {
-			r := testing.Benchmark(w.run)
-			if r.N == 0 {
-				log.Fatalf("%s failed", w.name)
-			}
-			m := all[w.name]
-			if m == nil {
-				m = new(measured)
-				all[w.name] = m
-			}
-			m.ns = append(m.ns, float64(r.T.Nanoseconds())/float64(r.N))
-			m.allocs = max(m.allocs, r.AllocsPerOp())
+	wanted := strings.FieldsFunc(*chosen, func(r rune) bool { return r == ',' || r == ' ' || r == '/' })
+	for _, name := range wanted {
+		if !slices.Contains(names, name) {
+			fmt.Fprintf(os.Stderr, "bench: no section %q; there are %s\n", name, join(names))
+			os.Exit(2)
 		}
 	}
-	return all
-}
 
-// printTable writes the table of one message.
-func printTable(works []work, all map[string]*measured) {
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "work\tns\tallocs\t× find\t× byte loop\t× faster than protobuf\tthan with oneof\ttarget")
-	for _, w := range works {
-		m := all[w.name]
-		fmt.Fprintf(t, "%s\t%.1f\t%d\t%.2f\t%.2f\t",
-			w.name, median(m.ns), m.allocs, ratio(m, all[find]), ratio(m, all[loop]))
-		if w.peer != "" {
-			fmt.Fprintf(t, "%.2f\t%.2f", ratio(all[w.peer], m), ratio(all[w.peer+oneof], m))
-		} else {
-			fmt.Fprint(t, "\t")
+	fmt.Printf("%s, %d cores, %s %s/%s; medians of %d rounds of %v\n\n",
+		cpuModel(), runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, o.rounds, o.each)
+	var rows []row
+	for _, s := range sections {
+		if slices.Contains(wanted, s.name) {
+			fmt.Fprintln(os.Stderr, "measuring:", s.name)
+			rows = append(rows, s.rows(o)...)
 		}
-		fmt.Fprintf(t, "\t%s\n", w.target)
 	}
-	if err := t.Flush(); err != nil {
-		log.Fatal(err)
+	print(os.Stdout, rows, *markdown)
+	if *guard && !guarded(rows) {
+		os.Exit(1)
 	}
 }
 
-// ratio returns the median of how many times b went into a in each round.
-func ratio(a, b *measured) float64 {
-	r := make([]float64, len(a.ns))
-	for i := range r {
-		r[i] = a.ns[i] / b.ns[i]
+// guarded reports whether no ratio is far from its target, and says which is.
+// The bounds are generous: a machine that others use as well must not fail.
+func guarded(rows []row) bool {
+	const slack = 2.5
+	ok := true
+	for _, r := range rows {
+		for i := range r.ratios {
+			if len(r.targets) > 0 && !r.met(i, slack) {
+				fmt.Fprintf(os.Stderr, "bench: %s: %s, far from %s\n", r.what, numbers(r.ratios[i:i+1]), numbers([]float64{r.target(i)}))
+				ok = false
+			}
+		}
 	}
-	return median(r)
-}
-
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+	return ok
 }
 
 // cpuModel returns the processor's name where the system tells it in a file.

@@ -2,7 +2,8 @@ package main
 
 import (
 	"bytes"
-	"log"
+	"flag"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +31,7 @@ type peer struct {
 func newPeer(m proto.Message) peer {
 	wire, err := proto.Marshal(m)
 	if err != nil {
-		log.Fatal(err)
+		fatal(err.Error())
 	}
 	return peer{m, wire}
 }
@@ -84,61 +85,125 @@ func subjects() []subject {
 func parse[M ssmmp.Message](s *subject) M {
 	m, err := ssmmp.ParseMessage(s.line)
 	if err != nil {
-		log.Fatal(err)
+		fatal(err.Error())
 	}
 	s.name, s.message = m.Type().String(), m
 	return m.(M)
 }
 
-// The names of works that others refer to.
+// The names of works.
 const (
 	find        = "find every ~"
-	loop        = "find every ~, byte loop"
-	decodePeer  = "  protobuf decode"
-	freshPeer   = "  protobuf decode, fresh"
-	encodePeer  = "  protobuf encode"
-	encodeFresh = "  protobuf encode, fresh"
+	decode      = "decode"
+	decodeOrder = "decode, other order"
+	decodeClone = "decode and Clone"
+	decodePeer  = "protobuf decode"
+	encode      = "encode"
+	encodePeer  = "protobuf encode"
 	oneof       = " with oneof"
 )
+
+// A work is something to measure.
+type work struct {
+	name string
+	run  func(b *testing.B)
+}
+
+// A measured is what all rounds made of one work.
+type measured struct {
+	ns     []float64 // per operation, one of each round
+	allocs int64     // per operation, the most of any round
+}
+
+// codecRows compares the codec with google protobuf on the same fields, and
+// with what any reader of the text has to do. The codec's times include to find
+// out the type of a message and where it ends; protobuf is always told where a
+// message ends, and is measured twice: told its type as well, and with a oneof
+// of the types. A fresh message shares nothing with the buffer that it was
+// decoded from, and a fresh encoding is in a buffer of its own.
+func codecRows(o options) []row {
+	check(flag.Set("test.benchtime", (o.each / 2).String()))
+	var all []map[string]*measured
+	for _, s := range subjects() {
+		all = append(all, measure(s.works(), o.rounds))
+	}
+	const both = ", session_request / session_response: "
+	versus := func(what, a, b, how string, faster bool, target float64) row {
+		r := row{what: what + both + how, targets: []float64{target}, most: !faster}
+		for _, m := range all {
+			x, y := m[a].ns, m[b].ns
+			r.values = append(r.values, fmt.Sprintf("%.0f : %.0f ns", median(x), median(y)))
+			if faster {
+				x, y = y, x
+			}
+			r.ratios = append(r.ratios, medianRatio(x, y))
+		}
+		return r
+	}
+	amount := func(what, unit string, target float64, of func(*measured) float64, a string) row {
+		r := row{what: what + both + unit, targets: []float64{target}, most: true}
+		for _, m := range all {
+			r.ratios = append(r.ratios, of(m[a]))
+		}
+		return r
+	}
+	allocs := func(m *measured) float64 { return float64(m.allocs) }
+	times := func(m *measured) float64 { return median(m.ns) }
+	return []row{
+		versus("encode", encode, encodePeer, "× as fast as protobuf told the type", true, 2.5),
+		versus("encode", encode, encodePeer+oneof, "× as fast as protobuf with a oneof", true, 2.5),
+		amount("encode", "allocations", 0, allocs, encode),
+		versus("decode, reusing the value", decode, find, "× the find of every ~", false, 1.3),
+		versus("decode, reusing the value", decode, decodePeer, "× as fast as protobuf told the type", true, 4),
+		versus("decode, reusing the value", decode, decodePeer+oneof, "× as fast as protobuf with a oneof", true, 4),
+		amount("decode, reusing the value", "allocations", 0, allocs, decode),
+		amount("decode, lines in another order", "ns", 250, times, decodeOrder),
+		amount("decode, and keep", "allocations", 2, allocs, decodeClone),
+	}
+}
+
+// measure runs all works in turns.
+func measure(works []work, rounds int) map[string]*measured {
+	all := make(map[string]*measured, len(works))
+	for range rounds {
+		for _, w := range works {
+			r := testing.Benchmark(w.run)
+			if r.N == 0 {
+				fatal(w.name + " failed")
+			}
+			m := all[w.name]
+			if m == nil {
+				m = new(measured)
+				all[w.name] = m
+			}
+			m.ns = append(m.ns, float64(r.T.Nanoseconds())/float64(r.N))
+			m.allocs = max(m.allocs, r.AllocsPerOp())
+		}
+	}
+	return all
+}
 
 // works returns what is measured of s. Neighbours in the table are neighbours
 // in time, so what is compared stands close together.
 func (s *subject) works() []work {
 	return []work{
-		{name: "copy", run: s.copy},
-		{name: loop, run: s.loop},
-		{name: find, run: s.find},
-		{name: "decode", run: s.decode(s.line), peer: decodePeer, target: "≤ 1.3 × find, ≥ 4 × faster, 0 allocs"},
-		{name: decodePeer, run: s.known.decode},
-		{name: decodePeer + oneof, run: s.oneof.decode},
-		{name: "decode, other order", run: s.decode(reversed(s.line)), peer: decodePeer, target: "≤ 250 ns, 0 allocs"},
-		{name: "decode, fresh", run: s.decodeFresh, peer: freshPeer, target: "≤ 2 allocs"},
-		{name: freshPeer, run: s.known.decodeFresh},
-		{name: freshPeer + oneof, run: s.oneof.decodeFresh},
-		{name: "decode and Clone", run: s.decodeClone, peer: freshPeer, target: "≤ 2 allocs"},
-		{name: "encode", run: s.encode, peer: encodePeer, target: "≥ 2.5 × faster, 0 allocs"},
-		{name: encodePeer, run: s.known.encode},
-		{name: encodePeer + oneof, run: s.oneof.encode},
-		{name: "encode, fresh", run: s.encodeFresh, peer: encodeFresh},
-		{name: encodeFresh, run: s.known.encodeFresh},
-		{name: encodeFresh + oneof, run: s.oneof.encodeFresh},
+		{find, s.find},
+		{decode, s.decode(s.line)},
+		{decodePeer, s.known.decode},
+		{decodePeer + oneof, s.oneof.decode},
+		{decodeOrder, s.decode(reversed(s.line))},
+		{decodeClone, s.decodeClone},
+		{encode, s.encode},
+		{encodePeer, s.known.encode},
+		{encodePeer + oneof, s.oneof.encode},
 	}
 }
 
 // Where results go, so that no work is optimised away.
 var (
 	sinkInt     int
-	sinkBytes   []byte
 	sinkMessage ssmmp.Message
-	sinkPeer    proto.Message
 )
-
-func (s *subject) copy(b *testing.B) {
-	dst := make([]byte, len(s.line))
-	for b.Loop() {
-		sinkInt += copy(dst, s.line)
-	}
-}
 
 func (s *subject) find(b *testing.B) {
 	line := []byte(s.line)
@@ -147,15 +212,8 @@ func (s *subject) find(b *testing.B) {
 	}
 }
 
-func (s *subject) loop(b *testing.B) {
-	line := []byte(s.line)
-	for b.Loop() {
-		sinkInt += findLoop(line)
-	}
-}
-
-// findIndex and findLoop find every '~', and do next to nothing with it. They
-// are functions of their own so that b.Loop keeps none of their variables.
+// findIndex finds every '~', and does next to nothing with it. It is a function
+// of its own so that b.Loop keeps none of its variables.
 
 //go:noinline
 func findIndex(line []byte) (sum int) {
@@ -167,16 +225,6 @@ func findIndex(line []byte) (sum int) {
 		sum += n
 		line = line[n+1:]
 	}
-}
-
-//go:noinline
-func findLoop(line []byte) (sum int) {
-	for i, c := range line {
-		if c == '~' {
-			sum += i
-		}
-	}
-	return sum
 }
 
 // decode reads line from a stream, again and again, into the same message.
@@ -204,33 +252,12 @@ func (s *subject) decodeClone(b *testing.B) {
 	}
 }
 
-func (s *subject) decodeFresh(b *testing.B) {
-	line := []byte(s.line)
-	for b.Loop() {
-		m, err := ssmmp.ParseMessage(string(line))
-		if err != nil {
-			b.Fatal(err)
-		}
-		sinkMessage = m
-	}
-}
-
 func (s *subject) encode(b *testing.B) {
 	buf := make([]byte, 0, 1024)
 	for b.Loop() {
 		if _, err := ssmmp.AppendMessage(buf, s.message); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-func (s *subject) encodeFresh(b *testing.B) {
-	for b.Loop() {
-		buf, err := ssmmp.AppendMessage(nil, s.message)
-		if err != nil {
-			b.Fatal(err)
-		}
-		sinkBytes = buf
 	}
 }
 
@@ -243,33 +270,12 @@ func (p *peer) decode(b *testing.B) {
 	}
 }
 
-func (p *peer) decodeFresh(b *testing.B) {
-	t := p.message.ProtoReflect().Type()
-	for b.Loop() {
-		m := t.New().Interface()
-		if err := proto.Unmarshal(p.wire, m); err != nil {
-			b.Fatal(err)
-		}
-		sinkPeer = m
-	}
-}
-
 func (p *peer) encode(b *testing.B) {
 	buf := make([]byte, 0, 1024)
 	for b.Loop() {
 		if _, err := (proto.MarshalOptions{}).MarshalAppend(buf, p.message); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-func (p *peer) encodeFresh(b *testing.B) {
-	for b.Loop() {
-		buf, err := proto.Marshal(p.message)
-		if err != nil {
-			b.Fatal(err)
-		}
-		sinkBytes = buf
 	}
 }
 
