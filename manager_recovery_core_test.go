@@ -17,7 +17,7 @@ import (
 // requests under way, timers, and what is found again from the rest. All others
 // are its durable state, so that a new field is compared until it is named here.
 var passing = map[string]string{
-	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations " +
+	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations responses " +
 		"restoring restoreTo restored resuming now committed full slots freeSlots instances byAddr",
 	"agent":        "index conn backSince healthAsked healthMissed hears hearsSeq heard strangers",
 	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage",
