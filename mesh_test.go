@@ -232,6 +232,7 @@ func askConn(conn net.Conn, line string) (string, error) {
 }
 
 func (s *mesh) instance(id InstanceID) *Instance {
+	synctest.Wait() // it is known before its Join returns
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.instances[id]
