@@ -80,7 +80,7 @@ func TestSetUpAllocations(t *testing.T) {
 	for range 300 {
 		setUp()
 	}
-	const most = 8
+	const most = 1
 	if n := testing.AllocsPerRun(1000, setUp); n > most {
 		t.Errorf("%v allocations for a session, want %d at the most", n, most)
 	}

@@ -19,14 +19,13 @@ type doer struct {
 	closing  *instance // whose report is closing a session
 }
 
-func (a *agent) actor() string    { return "agent " + a.addr.String() }
 func (i *instance) actor() string { return "instance " + strconv.FormatInt(int64(i.id), 10) }
 
 // blame fills in an event's Actor and CauseSeq, before it is applied.
 func (c *ManagerCore) blame(ev *Event) {
 	ev.Actor = c.doer.actor
 	if a := c.doer.reporter; a != nil && c.doer.actor == "" {
-		ev.Actor = a.actor()
+		ev.Actor = a.actor
 	}
 	switch ev.Kind {
 	case EventGraphUndeployed:

@@ -102,6 +102,7 @@ func newCNApp(g *Graph) *cnapp {
 type agent struct {
 	index    uint32 // place in ManagerCore.agents
 	addr     netip.Addr
+	actor    string // what events call it
 	identity string // of the agent's process, empty if it told none
 	services []string
 	conn     ConnID // zero while it is away
@@ -332,7 +333,7 @@ func (c *ManagerCore) evolve(ev *Event) {
 	case EventAgentRegistered:
 		a := c.byAddr[ev.Node]
 		if a == nil {
-			a = &agent{index: uint32(len(c.agents)), addr: ev.Node}
+			a = &agent{index: uint32(len(c.agents)), addr: ev.Node, actor: "agent " + ev.Node.String()}
 			a.ports = portTable{first: c.cfg.FirstPort, last: c.cfg.LastPort, linger: c.cfg.PortLinger,
 				held: map[uint16]InstanceID{}, freed: map[uint16]time.Duration{}}
 			c.agents = append(c.agents, a)
