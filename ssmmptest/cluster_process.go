@@ -149,6 +149,8 @@ func (c *processConn) CloseWrite() error {
 	return fmt.Errorf("ssmmptest: close write: %w", errors.ErrUnsupported)
 }
 
+var errKilled = fmt.Errorf("ssmmptest: its process was killed: %w", ssmmp.ErrClosed)
+
 // A processStore is a Store that a process holds: killed, it writes no more.
 type processStore struct {
 	ssmmp.Store
@@ -157,14 +159,14 @@ type processStore struct {
 
 func (s *processStore) Append(ctx context.Context, events []ssmmp.Event) error {
 	if s.p.alive.Err() != nil {
-		return ssmmp.ErrStoreFailed
+		return errKilled
 	}
 	return s.Store.Append(ctx, events)
 }
 
 func (s *processStore) Checkpoint(ctx context.Context, seq uint64, events []ssmmp.Event) error {
 	if s.p.alive.Err() != nil {
-		return ssmmp.ErrStoreFailed
+		return errKilled
 	}
 	return s.Store.Checkpoint(ctx, seq, events)
 }
