@@ -452,11 +452,3 @@ func parseInstanceList(s string) ([]InstanceID, error) {
 	}
 	return ids, nil
 }
-
-func cloneStrings(in []string) []string {
-	out := make([]string, len(in))
-	for i, s := range in {
-		out[i] = strings.Clone(s)
-	}
-	return out
-}

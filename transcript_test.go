@@ -407,8 +407,7 @@ func (w *transcriptWorld) agentOn(conn ConnID) *transcriptAgent {
 
 // deliver says that a message travels, and lets it arrive.
 func (w *transcriptWorld) deliver(from, to, typ, line string, arrive func()) {
-	var again func()
-	again = func() {
+	again := func() {
 		w.say("%s → %s  %s", from, to, line)
 		arrive()
 	}

@@ -46,7 +46,6 @@ type rig struct {
 	dir     string
 	graph   string
 	address string
-	prefix  []string // of the Manager's command line
 	cmd     *exec.Cmd
 	stderr  *bytes.Buffer
 
@@ -55,7 +54,6 @@ type rig struct {
 
 	mu       sync.Mutex
 	launched map[ssmmp.InstanceID]int
-	fronts   []*ssmmp.Instance
 	dialled  map[string]int // sessions that were granted and opened, by instance and plug port
 	closed   map[string]int
 	open     map[string]net.Conn
@@ -155,7 +153,7 @@ func (r *rig) client(ctx context.Context, inst *ssmmp.Instance) {
 			continue
 		}
 		if _, err := io.WriteString(c, "?"); err == nil {
-			_, err = io.ReadFull(c, make([]byte, 1))
+			io.ReadFull(c, make([]byte, 1)) // an answer, or the session was closed again
 		}
 		key := fmt.Sprintf("%d:%d", inst.ID(), c.LocalAddr().(*net.TCPAddr).Port)
 		r.mu.Lock()
@@ -318,7 +316,7 @@ func (r *rig) check() {
 		c.SetDeadline(time.Now().Add(patience))
 		_, err := io.WriteString(c, "!")
 		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, 1))
+			io.ReadFull(c, make([]byte, 1)) // an answer, or the session was closed again
 		}
 		if err != nil {
 			r.t.Errorf("session %s, which never closed: %v", key, err)
