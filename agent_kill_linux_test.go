@@ -190,6 +190,9 @@ func (s *agentStage) records() []InstanceRecord {
 	var all []InstanceRecord
 	for _, name := range names {
 		var r InstanceRecord
+		if _, err := strconv.ParseInt(strings.TrimPrefix(filepath.Base(name), stateInstance), 10, 64); err != nil {
+			continue // a record that is being written
+		}
 		if st.read(filepath.Base(name), &r) == nil { // else it is being replaced, or has gone
 			all = append(all, r)
 		}
