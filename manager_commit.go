@@ -257,19 +257,3 @@ func (m *Manager) recover() error {
 	go m.commits()
 	return nil
 }
-
-// SnapshotAt returns the state that a store's events up to one gave, or all if
-// upTo is 0. The error is the store's, ErrNotFound where that event is no longer
-// kept. It may be called while a Manager uses the store.
-func SnapshotAt(ctx context.Context, store Store, upTo uint64) (Snapshot, error) {
-	core := NewManagerCore(ManagerConfig{FirstInstance: 1, FirstMessage: 1}.WithDefaults())
-	for ev, err := range store.Replay(ctx, upTo) {
-		if err == nil {
-			err = core.Replay(ev)
-		}
-		if err != nil {
-			return Snapshot{}, err
-		}
-	}
-	return core.Snapshot(), nil
-}

@@ -139,7 +139,7 @@ func printState(ctx context.Context, store ssmmp.Store, q ssmmp.EventQuery, out 
 			}
 		}
 	}
-	s, err := ssmmp.SnapshotAt(ctx, store, upTo)
+	s, err := ssmmp.StateAt(ctx, store, upTo)
 	if err != nil {
 		return err
 	}

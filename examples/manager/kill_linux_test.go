@@ -289,7 +289,7 @@ func (r *rig) compare() error {
 	if deployed != 1 || len(r.launched) != 2 {
 		return fmt.Errorf("deployed %d times, %d instances executed", deployed, len(r.launched))
 	}
-	s, err := ssmmp.SnapshotAt(context.Background(), store, 0)
+	s, err := ssmmp.StateAt(context.Background(), store, 0)
 	if err != nil {
 		return err
 	}
