@@ -36,14 +36,14 @@ func (n *narrator) say(who, format string, args ...any) {
 
 // runDemo starts a mesh, plays one user's session on it, and ends it again.
 func runDemo(ctx context.Context, out io.Writer, log hclog.Logger) (err error) {
-	dataDir, err := os.MkdirTemp("", "social-")
+	dataDir, remove, err := makeDataDir("")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dataDir)
+	defer remove()
 
 	n := &narrator{out: out, began: time.Now()}
-	c, stop, err := deploy(ctx, dataDir, out, log, n)
+	c, stop, err := deploy(ctx, dataDir, false, n, log)
 	if err != nil {
 		return err
 	}
@@ -67,28 +67,33 @@ func runDemo(ctx context.Context, out io.Writer, log hclog.Logger) (err error) {
 
 // deploy starts a deployment and deploys the graph on it. The function that it
 // returns shuts everything down.
-func deploy(ctx context.Context, dataDir string, out io.Writer, log hclog.Logger, n *narrator) (*deployment, func() error, error) {
-	c, err := startDeployment(dataDir, out, log)
+func deploy(ctx context.Context, dataDir string, keep bool, n *narrator, log hclog.Logger) (*deployment, func() error, error) {
+	c, err := startDeployment(ctx, dataDir, keep, n, log)
 	if err != nil {
 		return nil, nil, err
 	}
 	var told sync.WaitGroup
-	told.Go(func() {
-		c.narrate(context.Background(), func(format string, args ...any) { n.say("mesh", format, args...) })
-	})
+	told.Go(func() { c.narrate(context.Background()) })
 	stop := func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), deployTimeout)
 		defer cancel()
-		err := c.manager.Undeploy(ctx, "social")
-		c.close()
+		err := errors.Join(c.manager.Undeploy(ctx, "social"), c.close())
 		told.Wait()
 		return err
+	}
+	if c.earlier.event > 0 {
+		n.say("", "this goes on after event %d of the history", c.earlier.event)
 	}
 	n.say("", "a Manager and %d agents run in this process; the gateway of social is deployed", len(c.nodes))
 	deployCtx, cancel := context.WithTimeout(ctx, deployTimeout)
 	defer cancel()
 	deployed := make(chan error, 1)
-	go func() { deployed <- c.manager.Deploy(deployCtx, "social") }()
+	go func() {
+		if c.earlier.retiring {
+			c.manager.Undeploy(deployCtx, "social") // it goes on; it may have come to its end
+		}
+		deployed <- c.manager.Deploy(deployCtx, "social")
+	}()
 	select {
 	case err = <-deployed:
 	case err = <-c.errs:
@@ -219,19 +224,17 @@ func printOutput(out io.Writer, dataDir string) {
 	}
 }
 
-// runUp starts a mesh and keeps it up until ctx ends.
+// runUp starts a mesh, or goes on with the one whose state is in dataDir, and
+// keeps it up until ctx ends.
 func runUp(ctx context.Context, dataDir string, out io.Writer, log hclog.Logger) error {
-	if dataDir == "" {
-		var err error
-		if dataDir, err = os.MkdirTemp("", "social-"); err != nil {
-			return err
-		}
-		defer os.RemoveAll(dataDir)
-	} else if err := os.MkdirAll(dataDir, 0o700); err != nil {
+	keep := dataDir != ""
+	dataDir, remove, err := makeDataDir(dataDir)
+	if err != nil {
 		return err
 	}
+	defer remove()
 	n := &narrator{out: out, began: time.Now()}
-	c, stop, err := deploy(ctx, dataDir, out, log, n)
+	c, stop, err := deploy(ctx, dataDir, keep, n, log)
 	if err != nil {
 		return err
 	}

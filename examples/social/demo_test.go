@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +12,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// TestMain lets the test's own binary be the services that agents execute.
+// TestMain lets the test's own binary be the program, and the services that
+// agents execute.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "service" {
+	if len(os.Args) > 1 && (os.Args[1] == "service" || os.Args[1] == "up") {
+		if addr, err := netip.ParseAddr(os.Getenv("SOCIAL_TEST_NODES")); err == nil {
+			b := addr.As4()
+			loopback = [3]byte(b[:3])
+		}
 		main()
 		return
 	}

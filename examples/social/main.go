@@ -18,7 +18,7 @@ import (
 
 const usage = `usage:
   social [-v]                play one user's session on a mesh of its own, and exit
-  social up [-v] [-data DIR] keep a mesh up until interrupted; DIR keeps its data
+  social up [-v] [-data DIR] keep a mesh up until interrupted; DIR keeps its data and its state
   social client MODE FLAGS   talk to a mesh that is up (social client help)`
 
 func main() {
@@ -37,15 +37,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	flags := flag.NewFlagSet("social", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	verbose := false
+	verbose, outlive := false, false
 	dataDir := ""
 	switch verb {
 	case "client":
 		return runClient(ctx, args, out)
 	case "service":
 		flags.StringVar(&dataDir, "data", "", "directory of the storage services")
+		flags.BoolVar(&outlive, "outlive", false, "go on when the program that executed it is killed")
 	case "up":
-		flags.StringVar(&dataDir, "data", "", "directory that keeps the data; a temporary one by default")
+		flags.StringVar(&dataDir, "data", "", "directory that keeps the data and the state; a temporary one by default")
 		flags.BoolVar(&verbose, "v", false, "log what the Manager and the agents do")
 	case "":
 		flags.BoolVar(&verbose, "v", false, "log what the Manager and the agents do")
@@ -59,7 +60,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("%w\n%s", err, usage)
 	}
 	if verb == "service" {
-		return serveInstance(ctx, dataDir)
+		return serveInstance(ctx, dataDir, outlive)
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q\n%s", flags.Arg(0), usage)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -42,6 +44,8 @@ type deployment struct {
 	gateway string // where users connect, "host:port"
 	nodes   []netip.Addr
 	lock    net.Listener // keeps other meshes off these nodes
+	earlier earlier      // with which it goes on
+	told    *narrator
 
 	mu   sync.Mutex
 	pids map[ssmmp.InstanceID]int
@@ -52,63 +56,74 @@ type deployment struct {
 }
 
 // startDeployment starts the Manager and the agents, on the ports of the protocol
-// where they are free.
-func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (_ *deployment, err error) {
-	graph, err := ssmmp.ParseGraph(graphJSON)
-	if err != nil {
-		return nil, err
+// where they are free. With keep they have their state in dataDir, and go on with
+// what they find there.
+func startDeployment(ctx context.Context, dataDir string, keep bool, told *narrator, log hclog.Logger) (_ *deployment, err error) {
+	c := &deployment{told: told, pids: map[ssmmp.InstanceID]int{}, errs: make(chan error, 3)}
+	cfg := ssmmp.ManagerConfig{FirstInstance: 1, Logger: log.Named("manager")}
+	if keep {
+		if c.earlier, err = readEarlier(ctx, dataDir); err != nil {
+			return nil, err
+		}
+		cfg.Store = openStore(dataDir)
 	}
-	nodes, lock, err := takeNodes()
-	if err != nil {
+	if c.nodes, c.lock, err = takeNodes(c.earlier.node); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			lock.Close()
+			c.lock.Close()
 		}
 	}()
-	port := freePort(nodes[0], graph.Services[0].Sockets[0].Port, out)
-	graph.Services[0].Sockets[0].Port = port // of the gateway
-	c := &deployment{
-		nodes: nodes, lock: lock, gateway: netip.AddrPortFrom(nodes[0], port).String(),
-		pids: map[ssmmp.InstanceID]int{}, errs: make(chan error, 3),
+	graph := c.earlier.graph
+	if graph == nil {
+		if graph, err = ssmmp.ParseGraph(graphJSON); err != nil {
+			return nil, err
+		}
+		gateway := &graph.Services[0].Sockets[0]
+		gateway.Port = freePort(c.nodes[0], gateway.Port, told.out)
 	}
-	managerAddr := netip.AddrPortFrom(nodes[0], freePort(nodes[0], ssmmp.ManagerPort, out)).String()
-	c.manager, err = ssmmp.NewManager(ssmmp.ManagerConfig{
-		Graphs: []*ssmmp.Graph{graph}, FirstInstance: 1, Address: managerAddr, Transport: ssmmp.TCP{LocalAddr: nodes[0]}, Logger: log.Named("manager"),
-	})
-	if err != nil {
+	c.gateway = netip.AddrPortFrom(c.nodes[0], graph.Services[0].Sockets[0].Port).String()
+	cfg.Graphs = []*ssmmp.Graph{graph}
+	cfg.Address = netip.AddrPortFrom(c.nodes[0], freePort(c.nodes[0], ssmmp.ManagerPort, told.out)).String()
+	cfg.Transport = ssmmp.TCP{LocalAddr: c.nodes[0]}
+	if c.manager, err = ssmmp.NewManager(cfg); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	running, cancel := context.WithCancel(context.Background())
 	c.stop = cancel
 	c.wg.Go(func() {
-		if err := c.manager.ListenAndServe(ctx); !errors.Is(err, ssmmp.ErrClosed) {
+		if err := c.manager.ListenAndServe(running); !errors.Is(err, ssmmp.ErrClosed) {
 			c.errs <- err
 		}
 	})
-	for n, addr := range nodes {
+	for n, addr := range c.nodes {
 		var repository []ssmmp.RepositoryEntry
 		for set := range repositories {
-			if set%len(nodes) != n {
+			if set%len(c.nodes) != n {
 				continue
 			}
 			for _, name := range repositories[set] {
 				if !slices.ContainsFunc(repository, func(e ssmmp.RepositoryEntry) bool { return e.Service == name }) {
-					repository = append(repository, ssmmp.RepositoryEntry{Service: name, Launcher: c.launcher(dataDir)})
+					repository = append(repository, ssmmp.RepositoryEntry{Service: name, Launcher: c.launcher(dataDir, keep)})
 				}
 			}
 		}
-		agent, err := ssmmp.NewAgent(ssmmp.AgentConfig{
-			Manager: managerAddr, Address: addr, Repository: repository, Logger: log.Named("agent"),
-			Listen: netip.AddrPortFrom(addr, freePort(addr, ssmmp.AgentPort, out)).String(),
-		})
+		acfg := ssmmp.AgentConfig{Manager: cfg.Address, Address: addr, Repository: repository, Logger: log.Named("agent")}
+		if keep {
+			acfg.StateDir = agentDir(dataDir, n)
+		}
+		port := uint16(0) // where its instances look for it
+		if c.earlier.graph == nil {
+			port = freePort(addr, ssmmp.AgentPort, told.out)
+		}
+		acfg.Listen = netip.AddrPortFrom(addr, port).String()
+		agent, err := ssmmp.NewAgent(acfg)
 		if err != nil {
-			c.close()
-			return nil, err
+			return nil, errors.Join(err, c.close())
 		}
 		c.wg.Go(func() {
-			if err := agent.Run(ctx); err != nil {
+			if err := agent.Run(running); err != nil {
 				c.errs <- err
 			}
 		})
@@ -117,26 +132,40 @@ func startDeployment(dataDir string, out io.Writer, log hclog.Logger) (_ *deploy
 }
 
 // close stops the agents, which shut down what still runs, and the Manager.
-func (c *deployment) close() {
+func (c *deployment) close() error {
 	c.stop()
 	c.wg.Wait()
-	c.manager.Close()
 	c.lock.Close()
+	return c.manager.Close()
 }
 
 // lockPort is held on the first node for as long as a mesh of this program is
 // there: two of them on the same addresses would give out the same ports.
 const lockPort = ssmmp.FirstSocketPort - 1
 
+// loopback begins the addresses of nodes. Tests have their own.
+var loopback = [3]byte{127, 0, 0}
+
+func node(n byte) netip.Addr {
+	return netip.AddrFrom4([4]byte{loopback[0], loopback[1], loopback[2], n})
+}
+
 // takeNodes returns the addresses of two nodes that no other mesh of this
 // program has, and what keeps it so: 127.0.0.1 and .2, or else .3 and .4 and so
 // on, where every such address exists, as on Linux; elsewhere 127.0.0.1 and ::1.
-func takeNodes() ([]netip.Addr, net.Listener, error) {
+// They are those of an earlier mesh if one of its nodes is given.
+func takeNodes(earlier netip.Addr) ([]netip.Addr, net.Listener, error) {
 	var taken error
-	for n := byte(1); n < 32; n += 2 {
-		nodes := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, n}), netip.AddrFrom4([4]byte{127, 0, 0, n + 1})}
+	first, last := byte(1), byte(31)
+	if earlier.Is4() {
+		first = (earlier.As4()[3]-1)&^1 + 1
+		last = first
+	}
+	for n := first; n <= last; n += 2 {
+		nodes := []netip.Addr{node(n), node(n + 1)}
 		if !free(nodes[1], 0) {
 			if n > 1 {
+				taken = cmp.Or(taken, fmt.Errorf("%s is no address here", nodes[1]))
 				break
 			}
 			if nodes = nodes[:1]; free(netip.IPv6Loopback(), 0) {
@@ -148,6 +177,9 @@ func takeNodes() ([]netip.Addr, net.Listener, error) {
 			return nodes, lock, nil
 		}
 		taken = err
+	}
+	if earlier.IsValid() {
+		return nil, nil, fmt.Errorf("another mesh runs on the addresses of this one: %w", taken)
 	}
 	return nil, nil, fmt.Errorf("other meshes run on the loopback addresses: %w", taken)
 }
@@ -178,14 +210,18 @@ func freePort(addr netip.Addr, want uint16, out io.Writer) uint16 {
 }
 
 // launcher executes this program again as a service, and remembers its process
-// id.
-func (c *deployment) launcher(dataDir string) ssmmp.Launcher {
+// id. What is kept outlives this process where it can be found again.
+func (c *deployment) launcher(dataDir string, keep bool) ssmmp.Launcher {
 	self, err := os.Executable()
 	if err != nil {
 		self = os.Args[0]
 	}
+	args := []string{"service", "-data", dataDir}
+	if keep && runtime.GOOS == "linux" {
+		args = append(args, "-outlive")
+	}
 	return &rememberingLauncher{c, ssmmp.CommandLauncher{
-		Path: self, Args: []string{"service", "-data", dataDir}, OutputDir: filepath.Join(dataDir, "output"),
+		Path: self, Args: args, OutputDir: filepath.Join(dataDir, "output"),
 	}}
 }
 
@@ -197,11 +233,24 @@ type rememberingLauncher struct {
 func (l *rememberingLauncher) Launch(ctx context.Context, what ssmmp.Launch) (ssmmp.Process, error) {
 	p, err := l.CommandLauncher.Launch(ctx, what)
 	if err == nil {
-		l.c.mu.Lock()
-		l.c.pids[what.ID] = p.PID()
-		l.c.mu.Unlock()
+		l.c.remember(what.ID, p)
 	}
 	return p, err
+}
+
+func (l *rememberingLauncher) Reattach(ctx context.Context, what ssmmp.Launch, id ssmmp.ProcessIdentity) (ssmmp.Process, error) {
+	p, err := l.CommandLauncher.Reattach(ctx, what, id)
+	if err == nil {
+		l.c.remember(what.ID, p)
+		l.c.told.say("mesh", "%s %d still runs, pid %d", what.Service, what.ID, p.PID())
+	}
+	return p, err
+}
+
+func (c *deployment) remember(id ssmmp.InstanceID, p ssmmp.Process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pids[id] = p.PID()
 }
 
 // pid returns the process id of an instance.
@@ -238,8 +287,9 @@ func (c *deployment) instance(service string) (ssmmp.InstanceStatus, error) {
 
 // narrate prints what comes to life and what ends, until ctx ends or the
 // Manager is closed.
-func (c *deployment) narrate(ctx context.Context, say func(format string, args ...any)) {
-	for ev := range c.manager.Events(ctx, 0) {
+func (c *deployment) narrate(ctx context.Context) {
+	say := func(format string, args ...any) { c.told.say("mesh", format, args...) }
+	for ev := range c.manager.Events(ctx, c.earlier.event) {
 		switch ev.Kind {
 		case ssmmp.EventAgentRegistered:
 			say("node %s registered", ev.Node)
@@ -265,18 +315,21 @@ func portsOf(sockets []ssmmp.SocketPort) string {
 
 // serveInstance is the main function of every service: the agent executed it,
 // with its own arguments last on the command line.
-func serveInstance(ctx context.Context, dataDir string) error {
+func serveInstance(ctx context.Context, dataDir string, outlive bool) error {
+	parent := os.Getppid()
 	inst, err := ssmmp.Join(ctx)
 	if err != nil {
 		return err
 	}
-	// A parent that was killed cannot end its services: they see it go.
-	go func() {
-		for parent := os.Getppid(); os.Getppid() == parent; {
-			time.Sleep(time.Second)
-		}
-		inst.Terminate()
-	}()
+	if !outlive {
+		// A parent that was killed cannot end its services: they see it go.
+		go func() {
+			for os.Getppid() == parent {
+				time.Sleep(time.Second)
+			}
+			inst.Terminate()
+		}()
+	}
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
