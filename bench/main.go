@@ -39,6 +39,7 @@ type options struct {
 	rounds int
 	each   time.Duration // that one thing is measured in a round
 	peers  bool          // NATS and gRPC too
+	dir    string        // where databases are made
 }
 
 // sections are the parts of the table, in its order.
@@ -51,6 +52,7 @@ var sections = []struct {
 	{"flight", flightRows},
 	{"dial", dialRows},
 	{"memory", memoryRows},
+	{"durable", durableRows},
 	{"start", startRows},
 	{"scale", scaleRows},
 	{"agents", agentRows},
@@ -75,6 +77,7 @@ func main() {
 	})
 	flag.IntVar(&o.rounds, "rounds", 11, "how often everything is measured")
 	flag.DurationVar(&o.each, "time", 100*time.Millisecond, "for how long each is measured in a round")
+	flag.StringVar(&o.dir, "dir", "", "where to make databases, on a disk and not in memory (default the system's directory for temporary files)")
 	markdown := flag.Bool("markdown", false, "print the table in markdown")
 	guard := flag.Bool("guard", false, "measure shortly, without NATS and gRPC, and fail when a ratio is far from its target")
 	flag.Parse()
@@ -83,7 +86,7 @@ func main() {
 		os.Exit(2)
 	}
 	if *guard {
-		o = options{rounds: 5, each: 50 * time.Millisecond}
+		o = options{rounds: 5, each: 50 * time.Millisecond, dir: o.dir}
 	}
 	wanted := strings.FieldsFunc(*chosen, func(r rune) bool { return r == ',' || r == ' ' || r == '/' })
 	for _, name := range wanted {

@@ -40,8 +40,8 @@ func memory() ssmmp.Transport {
 // startMesh starts a mesh of a Manager and an agent, with some clients, each the
 // instance of a service of its own, c000 and so on. Without a launcher they
 // share a server that runs and does nothing; with one each has its own, which
-// does not run.
-func startMesh(transport ssmmp.Transport, clients int, launcher ssmmp.Launcher) *mesh {
+// does not run. The store may be nil.
+func startMesh(transport ssmmp.Transport, clients int, launcher ssmmp.Launcher, store ssmmp.Store) *mesh {
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &mesh{transport: transport, ctx: ctx, cancel: cancel}
 	launched := make(chan ssmmp.Launch, clients)
@@ -76,7 +76,7 @@ func startMesh(transport ssmmp.Transport, clients int, launcher ssmmp.Launcher) 
 	ln, err := transport.Listen(ctx, address.String()+":0")
 	check(err)
 	// Clients that are busy asking do not answer for their health.
-	m.manager, err = ssmmp.NewManager(ssmmp.ManagerConfig{Graphs: []*ssmmp.Graph{g}, Transport: transport, IdleAfter: -1, HealthMisses: 1 << 30})
+	m.manager, err = ssmmp.NewManager(ssmmp.ManagerConfig{Graphs: []*ssmmp.Graph{g}, Transport: transport, Store: store, IdleAfter: -1, HealthMisses: 1 << 30})
 	check(err)
 	m.ended.Go(func() { m.manager.Serve(ctx, ln) })
 	m.address = ln.Addr().String()

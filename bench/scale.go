@@ -226,7 +226,7 @@ func agentRows(o options) []row {
 	network := ssmmp.NewMemNetwork()
 	host, err := network.Host("10.0.0.1")
 	check(err)
-	few, many := startMesh(memory(), clients, nil), startMesh(host, clients, nil)
+	few, many := startMesh(memory(), clients, nil, nil), startMesh(host, clients, nil, nil)
 	defer few.stop()
 	defer many.stop()
 	before, goroutines := heap(), runtime.NumGoroutine()

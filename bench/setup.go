@@ -116,7 +116,7 @@ func relayContenders(n network, inFlight int, dialTo string) []contender {
 // setUpContender is the real thing: a real agent and a real Manager.
 func setUpContender(transport func() ssmmp.Transport, inFlight int, dialTo string) contender {
 	return contender{setUps, func(clients int) crew {
-		m := startMesh(transport(), clients, nil)
+		m := startMesh(transport(), clients, nil, nil)
 		w := m.crew(clients, inFlight, dialTo)
 		w.stop = m.stop
 		return w

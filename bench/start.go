@@ -32,7 +32,7 @@ func startRows(o options) []row {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	check(err)
 	defer ln.Close()
-	m := startMesh(tcp(), startsEach, ssmmp.CommandLauncher{Path: program})
+	m := startMesh(tcp(), startsEach, ssmmp.CommandLauncher{Path: program}, nil)
 	defer m.stop()
 	var clients []*client
 	for n := range startsEach {
