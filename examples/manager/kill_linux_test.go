@@ -316,7 +316,7 @@ func (r *rig) check() {
 		c.SetDeadline(time.Now().Add(patience))
 		_, err := io.WriteString(c, "!")
 		if err == nil {
-			io.ReadFull(c, make([]byte, 1)) // an answer, or the session was closed again
+			_, err = io.ReadFull(c, make([]byte, 1))
 		}
 		if err != nil {
 			r.t.Errorf("session %s, which never closed: %v", key, err)
@@ -344,6 +344,8 @@ func TestManagerKilled(t *testing.T) {
 	r.start()
 	r.work(20)
 	r.check()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	t.Logf("killed %d times, %d sessions acknowledged", n, r.progress)
 }
 
