@@ -60,7 +60,10 @@
 // records what happens to graphs, agents, instances and sessions as an [Event]
 // in the past tense, and nothing leaves before the events that caused it were
 // recorded. With a [Store] they are durable then, and a Manager that is started
-// on it goes on from the state that its events give.
+// on it goes on from the state that its events give. Manager.History yields
+// them, StateAt the state after one, Explain why an instance was started and
+// ended; the functions [StateAt], [StateAtTime] and [Explain] ask a Store whose
+// Manager is not there.
 //
 // Around each core is a thin runtime, the exported type, which owns a mutex, the
 // connections and a timer. Each connection is a link, which a goroutine reads.
@@ -75,20 +78,44 @@
 // A [Transport] is how bytes travel, for control and for sessions: [TCP], or a
 // [MemHost] of a [MemNetwork], where a whole mesh lives in one process, in the
 // virtual time of testing/synctest where a test wants that. Package ssmmptest
-// has the conformance tests for others, faults for all, and whole clusters.
+// has conformance tests for others and for stores, faults for all, and whole
+// clusters.
 //
 // A [Launcher] is how an instance is executed: [CommandLauncher] as processes of
-// the operating system, [FuncLauncher] as a call of a Go function.
+// the operating system, [FuncLauncher] as a call of a Go function. Processes
+// outlive an agent that died, and one with the same StateDir goes on with them.
+//
+// # Settings
+//
+// What is left at zero has a default, which its field tells.
+//
+//   - [ManagerConfig]: how long a start, a graceful shutdown, other requests and
+//     a granted session may take (StartTimeout, DrainTimeout, RequestTimeout,
+//     AckTimeout); when who is silent is given up (HealthPeriod, HealthMisses,
+//     LostAfter, StormBrake); when instances are shut down, or more of a service
+//     started (IdleAfter, SessionsPerInstance, InstancesPerService); which ports
+//     and ids are given (FirstPort, LastPort, PortLinger, FirstInstance,
+//     FirstMessage); what is kept, and for how long (Store, Epoch, History,
+//     CheckpointAfter, KeepFor, KeepBytes).
+//   - [AgentConfig]: where it listens (Listen); what is left of it when it ends
+//     (KeepInstances, StateDir); how long it waits (StartTimeout, DrainTimeout,
+//     RequestTimeout, BackOffFrom, BackOffTo).
+//   - [RepositoryEntry] and [CommandLauncher]: how a service is executed, when it
+//     is ready, how it is ended. [ReadRepository] reads most of it from a file.
+//   - [JoinConfig]: how long a dial, the end and an idle session last
+//     (DialTimeout, DrainTimeout, IdleTimeout).
 //
 // # Errors
 //
 // Sentinels say what a program can act on, and work with [errors.Is]:
 // [ErrNoEdge], [ErrRefused], [ErrStartTimeout], [ErrUnavailable],
 // [ErrManagerAway], [ErrSessionClosed], [ErrDraining], [ErrClosed] and
-// [ErrNotFound]. An answer with a status other than success is a [*StatusError],
+// [ErrNotFound]; of a Store [ErrStoreInUse], [ErrStoreFull] and
+// [ErrStoreFailed]. An answer with a status other than success is a [*StatusError],
 // which is a [net.Error] as well. [*ProtocolError] says which line of a message
 // is wrong, [*GraphError] and [*GraphFileError] which place of a graph,
-// [*LaunchError] which instance could not be executed. Validate of a
+// [*RepositoryFileError] of a repository file, [*StoreError] of a store that is
+// damaged, [*LaunchError] which instance could not be executed. Validate of a
 // configuration or a graph reports all faults at once.
 //
 // # Borrowed and owned
@@ -143,6 +170,7 @@
 //	codec_lists.go            repositories, socket and plug configurations
 //	codec_reader.go           Decoder: messages from a stream
 //	codec_text.go             the form for people
+//	extension.go              the lines beginning with x_ that this package sends
 //	graph.go                  the abstract graph; graph_builder, graph_file, graph_validate, graph_dot
 //	repository_file.go        the file of what an agent can execute; json_reader.go: how both files are read
 //	session.go                the Manager's table of sessions
@@ -153,26 +181,33 @@
 //	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
 //	manager_session_core.go   requests, offers, acknowledgments, closing
 //	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
-//	manager.go, history.go    the Manager's runtime; the events that are kept
+//	manager.go                the Manager's runtime; history.go: the events in memory
 //	manager_commit.go         its part with a Store: nothing leaves before it is durable
-//	manager_history.go        the history, the state as it was, why
+//	manager_history.go        the history, the state as it was, why: of a Manager or a Store
 //	agent_core.go             the agent's Step: what the Manager asks
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may
 //	agent.go                  the agent's runtime
-//	agent_state.go            what it keeps in a directory; agent_reattach.go: how it comes back
+//	agent_state*.go           what it keeps in a directory; agent_reattach.go: how it comes back
 //	instance_core.go          an instance's Step
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
 //	link*.go                  one connection's reader and writer
 //	transport*.go             TCP and the network in memory
-//	launcher*.go              processes and functions; trees of processes on each system;
+//	launcher*.go              RepositoryEntry, Launcher; processes and functions;
+//	                          launcher_exec_*.go: trees of processes on each system;
 //	                          launcher_arguments.go: command lines and their templates;
+//	                          launcher_cgroup_linux.go, launcher_owns_linux.go: what only Linux tells;
 //	                          launcher_reattach*.go: processes of a launcher that died
 //	event.go                  what a Manager records; event_codec.go: its form in stores
-//	store.go                  where it is kept; store_mem.go: in memory; package sqlitestore: in a file
+//	store.go                  where it is kept; store_mem.go: in memory; sqlitestore/: in a file
+//	ssmmptest/transport.go    what every Transport has to do; store.go: what every Store
 //	ssmmptest/faults*.go      what can go wrong with a network, over any transport
 //	ssmmptest/cluster*.go     a mesh in one process, with crashes
 //	ssmmptest/sim*.go         meshes that are played from a seed; docs/simulation.md
+//	testdata/transcripts      what is said in each action, line by line; transcript_test.go
+//	examples/, bench/, docs/  programs, measurements and pages; .ci/run: all that has to hold
 //
 // SPEC.md leads from each requirement of the protocol to its code and its test.
+// PROTOCOL, in comments, is the specification of SSMMP/1.1: section 1 has the
+// actors, 2 the wire form, 3 the actions, 4 and 5 two applications.
 package ssmmp

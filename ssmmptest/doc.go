@@ -1,7 +1,8 @@
 // Package ssmmptest holds what tests of programs built on ssmmp need.
 //
 // [TestTransport] is the conformance suite for implementations of
-// [github.com/ssmmp/ssmmp.Transport].
+// [github.com/ssmmp/ssmmp.Transport], [TestStore] that for those of
+// [github.com/ssmmp/ssmmp.Store].
 //
 // A [Faults] decorates any Transport, in memory or TCP, with what can go wrong
 // on a network: delay and jitter, loss, a narrow bandwidth, partitions, also one-way ones,
@@ -29,9 +30,11 @@
 // In a testing/synctest bubble it keeps virtual time: an hour of a hundred
 // nodes takes some seconds. [StartCluster] is the same for programs.
 //
+// # A mesh from a seed
+//
 // A [Simulation] is a whole mesh that is played from a seed: the production
 // cores of Manager, agents and instances, stepped by one scheduler in virtual
 // time, over a simulated network, with simulated processes, clocks and store. The
 // same seed gives the same run, to the byte. What must hold is checked after
-// every step.
+// every step. [RandomSimulation] draws one; docs/simulation.md tells more.
 package ssmmptest

@@ -14,7 +14,8 @@ import (
 const usage = `usage: agent -manager HOST:PORT -address IP -repository FILE [flags]
 
 The agent of this node: it executes the services in the repository file as the
-Manager asks, until SIGTERM or an interrupt. Then it shuts down what it executed.
+Manager asks, until SIGTERM or an interrupt. Then it shuts down what it executed,
+or leaves it running with -keep.
 `
 
 func main() { program.Main("agent", run) }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""front: an API Gateway written from PROTOCOL.md alone, with Python's standard library.
+"""front: an API Gateway written from the protocol alone, with Python's standard library.
 
 Each connection to its first socket becomes a session over its first plug, and what one
 side says the other one hears. It never says hello: its agent knows it by its first

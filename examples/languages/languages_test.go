@@ -295,7 +295,7 @@ func (r *recorder) Launch(ctx context.Context, l ssmmp.Launch) (ssmmp.Process, e
 	return p, err
 }
 
-// Three services of three kinds in a row: one written from PROTOCOL.md alone,
+// Three services of three kinds in a row: one written from the protocol alone,
 // which never says hello; one with the quirks of the published reference code;
 // and a file server that knows nothing of SSMMP.
 func TestLanguages(t *testing.T) {
