@@ -153,8 +153,8 @@
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
 //   - x_reason in a failed session_response or execution_response, and in the
-//     answer to a request that could not be decoded: more for a person. By it a dial tells
-//     [ErrManagerAway] from [ErrUnavailable].
+//     answer to a request that could not be decoded: more for a person. By it a dial
+//     tells [ErrManagerAway] from [ErrUnavailable].
 //   - x_secret in the hello of an instance: that it is the one its agent
 //     executed. Agents take it out before they relay.
 //

@@ -35,8 +35,9 @@ type JoinConfig struct {
 	// default, so that they end before the Manager's patience does.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a session that was dialled here when no byte went
-	// either way for so long, and none waits in a Write to go, so that a pool of connections cannot keep a
-	// service running for ever; 5 min by default, never if it is negative.
+	// either way for so long, and none waits in a Write to go, so that a pool
+	// of connections cannot keep a service running for ever; 5 min by default,
+	// never if it is negative.
 	IdleTimeout time.Duration
 }
 

@@ -67,13 +67,13 @@ func (e *LaunchError) Unwrap() error { return e.Err }
 // descendants, and all processes that still have the instance's id and secret
 // in their environment, wherever they have gone; only a process that left the
 // group, lost its parent and cleared its environment escapes, and with Cgroup
-// not even that. On other Unix
-// systems they are the process group. On Windows they are the descendants
-// whose ancestors are alive. Elsewhere it is the first process only.
+// not even that. On other Unix systems they are the process group. On Windows
+// they are the descendants whose ancestors are alive. Elsewhere it is the first
+// process only.
 //
 // Instances outlive a process that launched them and died, and Reattach finds
-// them again. A program that is
-// the first process of a container needs an init beside it to reap orphans.
+// them again, on Linux. A program that is the first process of a container needs
+// an init beside it to reap orphans.
 type CommandLauncher struct {
 	// Path is the binary. A name without a separator is looked for in PATH;
 	// a relative path is relative to the current directory, not to Dir.

@@ -478,9 +478,8 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 
 // Deploy executes the API Gateways of a graph, by its name, and returns when
 // they are ready, which may be a moment before they listen; everything else is
-// started by the first dial to it. When ctx
-// ends before, the error says what is lacking; the graph stays deployed, and
-// its gateways start when they can. A deployed gateway that ends, by itself or
+// started by the first dial to it. When ctx ends before, the error says what is
+// lacking; the graph stays deployed, and its gateways start when they can. A deployed gateway that ends, by itself or
 // through Shutdown, is started again.
 func (m *Manager) Deploy(ctx context.Context, graph string) error {
 	err := m.call(ctx, DeployCommand{graph})
