@@ -330,9 +330,12 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 func (a *Agent) instanceConn(conn net.Conn) {
 	l := a.open(conn)
 	log := a.log.With("peer", conn.RemoteAddr().String())
-	if a.stranger(+1) > maxStrangers {
+	switch n := a.stranger(+1); {
+	case n > maxStrangers:
 		log.Warn("too many connections of nobody known: closed")
 		l.abort()
+	case n > maxStrangers/2: // those that say nothing shall not keep the others out
+		conn.SetReadDeadline(time.Now().Add(introductionTime))
 	}
 	known := false
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
@@ -347,6 +350,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 		out.ease()
 		if !known && a.speaks(l) {
 			known = true
+			conn.SetReadDeadline(time.Time{})
 			a.stranger(-1)
 		}
 	}, a.badLine(l, ActorInstance, log))

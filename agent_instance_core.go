@@ -66,9 +66,12 @@ func (c *AgentCore) fromInstance(conn ConnID, m Message, p Proof) {
 // sends it to the agent after this one, until it is told that the Manager has
 // it: what this agent keeps dies with it.
 func (c *AgentCore) relayReport(i *agentInstance, m Message) {
+	before := len(c.reports)
 	c.toManager(m)
 	i.reported++
-	c.whenHeard(reportWait{conn: i.conn, arrived: i.reported})
+	if len(c.reports) > before || before == 0 { // else it is not kept, and a later one tells
+		c.whenHeard(reportWait{conn: i.conn, arrived: i.reported})
+	}
 }
 
 // bind ties a connection to the instance that its first message names.

@@ -58,6 +58,13 @@ func (a *Agent) comeBack() {
 	for _, r := range a.state.list() {
 		l := r.Launch
 		a.step(AgentInput{Kind: AgentInputReattached, Instance: l.ID, Record: &r})
+		a.mu.Lock()
+		known := a.core.instances[l.ID] != nil
+		a.mu.Unlock()
+		if !known { // it is among the ended: only its record was left
+			a.state.forget(l.ID, false)
+			continue
+		}
 		process, err := a.reattach(r)
 		if err != nil {
 			exit := Exit{Code: -1, Unknown: true, Reason: err.Error()}

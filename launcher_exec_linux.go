@@ -194,15 +194,13 @@ func (t *tree) marked(s procStat) bool {
 		}
 		env, err = readEnviron(s.pid)
 	}
-	found := 0
-	for entry := range bytes.SplitSeq(env, []byte{0}) {
-		for _, mark := range t.marks {
-			if bytes.Equal(entry, mark) {
-				found++
-			}
+	entries := bytes.Split(env, []byte{0})
+	for _, mark := range t.marks { // each of them: one that is there twice proves nothing
+		if !slices.ContainsFunc(entries, func(e []byte) bool { return bytes.Equal(e, mark) }) {
+			return false
 		}
 	}
-	return found >= len(t.marks)
+	return true
 }
 
 // alive reports whether the process still runs: a zombie does not.

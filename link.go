@@ -43,6 +43,7 @@ type link struct {
 	wake    sync.Cond // of the writer
 	eased   sync.Cond // the queue was taken, or never will be
 	queue   []byte    // encoded messages
+	fresh   int       // bytes of queue since the last flush: the peer had no time to read them
 	writing []byte    // of whoever has busy; swapped with queue
 	rest    []byte    // of writing: what the connection did not take at once
 	busy    bool      // somebody writes: nobody else may
@@ -89,17 +90,18 @@ func (l *link) put(m Message) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(queue) > maxQueue {
+	if len(l.queue)-l.fresh > maxQueue {
 		l.fail(errQueueFull)
 		return 0, errQueueFull
 	}
+	l.fresh += len(queue) - len(l.queue)
 	l.queue = queue
 	return len(queue), nil
 }
 
 // take begins a write of all that is queued. l.mu is held.
 func (l *link) take() {
-	l.queue, l.writing = l.writing[:0], l.queue
+	l.queue, l.writing, l.fresh = l.writing[:0], l.queue, 0
 	l.eased.Broadcast()
 }
 
@@ -118,9 +120,10 @@ func (l *link) putLine(line []byte) {
 	defer l.mu.Unlock()
 	switch {
 	case l.closing || l.failed != nil:
-	case len(l.queue)+len(line) > maxQueue:
+	case len(l.queue)-l.fresh > maxQueue:
 		l.fail(errQueueFull)
 	default:
+		l.fresh += len(line)
 		l.queue = append(l.queue, line...)
 	}
 }
@@ -131,6 +134,7 @@ func (l *link) putLine(line []byte) {
 func (l *link) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.fresh = 0
 	if len(l.queue) == 0 || l.busy || l.wanted || l.closing || l.failed != nil {
 		l.crowded = l.crowded || l.busy
 		return // nothing to do, or somebody does it

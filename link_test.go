@@ -351,3 +351,37 @@ func TestLinkFlush(t *testing.T) {
 		l.wait()
 	})
 }
+
+// What is decided at once may be more than the queue of a peer that reads: it
+// had no time to. One that does not read loses the connection by the next.
+func TestLinkBurst(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe()
+	defer far.Close()
+	l := newLink(1, near)
+	m := &AgentHealthRequest{Header: Header{MessageID: 1, SubType: ManagerToAgent}, AgentNetworkAddress: netip.MustParseAddr("10.0.0.1")}
+	burst := func() error {
+		for n := 0; n < 2*maxQueue; {
+			more, err := l.put(m)
+			if err != nil {
+				return err
+			}
+			n = max(more, n+1)
+		}
+		l.flush()
+		return nil
+	}
+	if err := burst(); err != nil {
+		t.Fatalf("a burst: %v", err)
+	}
+	// The writer took the first burst, and nobody reads: the second waits, and
+	// the third is too much.
+	err := burst()
+	for n := 0; err == nil && n < 3; n++ {
+		err = burst()
+	}
+	if !errors.Is(err, errQueueFull) {
+		t.Errorf("a peer that never reads: %v, want %v", err, errQueueFull)
+	}
+	l.wait()
+}

@@ -79,7 +79,7 @@ func (m *Manager) decide(events []Event, out []ManagerOutput, queued *flushList)
 // waitForRoom waits until another message of an agent may be handled. m.mu is
 // held.
 func (m *Manager) waitForRoom() {
-	for len(m.batch.events) > maxUncommitted && !m.closed {
+	for len(m.batch.events)+len(m.batch.outputs) > maxUncommitted && !m.closed {
 		m.room.Wait()
 	}
 }

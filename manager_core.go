@@ -363,7 +363,7 @@ func (c *ManagerCore) misbehaves(conn ConnID) bool {
 	c.violations[conn]++
 	n := c.violations[conn]
 	if n == maxViolations {
-		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
+		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn, Early: true})
 	}
 	return n <= violationsKept
 }
@@ -409,7 +409,16 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		back = true
 	}
 	if a != nil && a.conn == conn {
-		// A second registration on one connection brings a new repository.
+		// A second registration on one connection brings a new repository, and
+		// is no way to fill the history.
+		if slices.Equal(a.services, m.ServiceRepository) {
+			answer(StatusOK)
+			return
+		}
+		if !c.misbehaves(conn) {
+			answer(StatusTooMany)
+			return
+		}
 		c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: "new repository", Detail: repository})
 		answer(StatusOK)
 		c.restore()

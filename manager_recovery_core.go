@@ -163,6 +163,9 @@ func (c *ManagerCore) fits(ev *Event) error {
 		}
 	case EventInstanceReady, EventInstanceStopping, EventInstanceKilling, EventInstanceEnded, EventHealthChanged:
 		needsInstance = true
+		if i := c.instances[ev.Instance]; i != nil && ev.Kind == EventInstanceEnded && c.sessionsOf(i) > 0 {
+			return errors.New("it has sessions")
+		}
 	case EventSessionOffered, EventSessionOpened, EventSessionClosing, EventSessionClosed:
 		src, dst := c.instances[ev.Source], c.instances[ev.Destination]
 		if src == nil || dst == nil {
@@ -209,8 +212,11 @@ func (c *ManagerCore) fits(ev *Event) error {
 		if len(d.Free) != len(d.Uses) || d.Used > maxSlots {
 			return errors.New("its free sessions cannot be read")
 		}
+		free := map[uint32]bool{}
 		for _, slot := range d.Free {
-			if slot == 0 || slot >= d.Used || d.Used != c.restoreTo || slot < c.sessions.used && c.sessions.at(slot).state != 0 {
+			twice := free[slot]
+			free[slot] = true
+			if twice || slot == 0 || slot >= d.Used || d.Used != c.restoreTo || slot < c.sessions.used && c.sessions.at(slot).state != 0 {
 				return fmt.Errorf("%d is not a free session", slot)
 			}
 		}

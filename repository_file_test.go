@@ -158,7 +158,7 @@ func FuzzParseRepository(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
-			l := testLaunch(e.Service, 7)
+			l := Launch{Service: e.Service, ID: 7, Address: coreNodes[0], Agent: "127.0.0.1:55556", Secret: "secret"}
 			for _, s := range e.Sockets {
 				l.Sockets = append(l.Sockets, SocketPort{s, 54000})
 			}
