@@ -31,7 +31,6 @@ type modelProcess struct {
 	ended    bool
 	inFlight []int64        // session requests
 	asked    map[int64]bool // close requests, to answer
-	used     map[int64]bool // message ids of session requests
 	lastID   int64          // of its own messages
 	plug     PlugTarget
 }
