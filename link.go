@@ -15,10 +15,9 @@ const (
 	maxQueue = 1 << 20
 	// longQueue is how much of it may wait before who floods it is not read.
 	longQueue = maxQueue / 4
-	// maxReports bounds in bytes the reports kept while the far side is away.
-	// They all go out at once when it is back, after the first message: the
-	// queue must take them.
-	maxReports = maxQueue - MaxLine
+	// maxReports bounds in bytes the reports that are kept until the far side
+	// is known to have them. They all go out in one burst when it is back.
+	maxReports = 8 << 20
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second
@@ -43,7 +42,7 @@ type link struct {
 	wake    sync.Cond // of the writer
 	eased   sync.Cond // the queue was taken, or never will be
 	queue   []byte    // encoded messages
-	fresh   int       // bytes of queue since the last flush: the peer had no time to read them
+	fresh   int       // bytes of queue that do not wait for the peer: nobody tried to write them yet
 	writing []byte    // of whoever has busy; swapped with queue
 	rest    []byte    // of writing: what the connection did not take at once
 	busy    bool      // somebody writes: nobody else may
@@ -134,7 +133,9 @@ func (l *link) putLine(line []byte) {
 func (l *link) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fresh = 0
+	if l.busy || l.try != nil {
+		l.fresh = 0 // what is queued waits for the peer
+	}
 	if len(l.queue) == 0 || l.busy || l.wanted || l.closing || l.failed != nil {
 		l.crowded = l.crowded || l.busy
 		return // nothing to do, or somebody does it

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -361,7 +362,7 @@ func TestLinkBurst(t *testing.T) {
 	l := newLink(1, near)
 	m := &AgentHealthRequest{Header: Header{MessageID: 1, SubType: ManagerToAgent}, AgentNetworkAddress: netip.MustParseAddr("10.0.0.1")}
 	burst := func() error {
-		for n := 0; n < 2*maxQueue; {
+		for n := 0; n < maxReports; {
 			more, err := l.put(m)
 			if err != nil {
 				return err
@@ -374,12 +375,17 @@ func TestLinkBurst(t *testing.T) {
 	if err := burst(); err != nil {
 		t.Fatalf("a burst: %v", err)
 	}
-	// The writer took the first burst, and nobody reads: the second waits, and
+	// Once the writer has taken it, and nobody reads, the second burst waits, and
 	// the third is too much.
-	err := burst()
-	for n := 0; err == nil && n < 3; n++ {
-		err = burst()
+	for busy, deadline := false, time.Now().Add(time.Minute); !busy && time.Now().Before(deadline); runtime.Gosched() {
+		l.mu.Lock()
+		busy = l.busy
+		l.mu.Unlock()
 	}
+	if err := burst(); err != nil {
+		t.Fatalf("a second burst: %v", err)
+	}
+	err := burst()
 	if !errors.Is(err, errQueueFull) {
 		t.Errorf("a peer that never reads: %v, want %v", err, errQueueFull)
 	}
