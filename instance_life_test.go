@@ -133,7 +133,7 @@ func TestReportsKeptAreBounded(t *testing.T) {
 	long := strings.Repeat("n", MaxName)
 	c := NewInstanceCore(Launch{Service: long, ID: 1 << 60, Address: netip.MustParseAddr("fd00:1111:2222:3333:4444:5555:6666:7777"), Secret: long,
 		Plugs: []PlugTarget{{long, long, long}}})
-	const ends = 12_000
+	const ends = 45_000
 	warned := 0
 	for n := range uint64(ends) {
 		c.add(n, &sessionEnd{source: true, target: c.launch.Plugs[0], dest: 1 << 60, peer: netip.AddrPortFrom(c.launch.Address, 54000), port: uint16(n + 1)})

@@ -17,7 +17,7 @@ const (
 	longQueue = maxQueue / 4
 	// maxReports bounds in bytes the reports that are kept until the far side
 	// is known to have them. They all go out in one burst when it is back.
-	maxReports = 8 << 20
+	maxReports = 32 << 20
 	// writeTimeout bounds one write. A peer that reads slower loses the
 	// connection, and only that one.
 	writeTimeout = 10 * time.Second

@@ -393,6 +393,8 @@ func TestManagerKilledAtCalls(t *testing.T) {
 	r.start()
 	r.work(3)
 	r.check()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	t.Logf("killed at %d calls, %d sessions acknowledged", killed, r.progress)
 }
 
