@@ -27,6 +27,7 @@ type simManager struct {
 	// it are committed.
 	held       []simHeld
 	committing int // of held, by the commit under way
+	durable    int // of those, what the store holds already
 	slow       []*simFaultRun
 	failing    bool
 }
@@ -63,7 +64,7 @@ func (m *simManager) start() {
 	m.life++
 	m.dead, m.frozen, m.born, m.jumped, m.wakeAt = false, false, s.now, 0, 0
 	m.ends, m.calls = map[ssmmp.ConnID]*simEnd{}, map[ssmmp.CallID]func(error){}
-	m.held, m.committing, m.failing = nil, 0, false
+	m.held, m.committing, m.durable, m.failing = nil, 0, 0, false
 	m.cfg = s.sim.managerConfig()
 	if s.sim.Forgets {
 		// As from the wall clock: the ids of a Manager before it are not used.
@@ -115,8 +116,8 @@ func (m *simManager) crash() {
 	}
 	// Of what was not committed a part may be on the disk.
 	var torn []ssmmp.Event
-	for i := range m.held {
-		torn = append(torn, m.held[i].events...)
+	for _, h := range m.held[m.durable:] {
+		torn = append(torn, h.events...)
 	}
 	if len(torn) > 0 && !s.sim.Forgets {
 		torn = torn[:m.host.rand.n(len(torn)+1)]
@@ -276,12 +277,13 @@ func (m *simManager) commit() {
 		for i := range done {
 			m.committed(done[i].events)
 		}
+		m.durable = m.committing
 		s.after(&m.simActor, 0, func() {
 			if m.life != life {
 				return
 			}
 			done := m.held[:m.committing]
-			m.held, m.committing = m.held[m.committing:], 0
+			m.held, m.committing, m.durable = m.held[m.committing:], 0, 0
 			for i := range done {
 				for k := range done[i].out {
 					m.perform(&done[i].out[k])
