@@ -205,6 +205,7 @@ func (d *simDialing) connected(q *simProc, target netip.AddrPort) {
 	q.add(dst)
 	s.sessions++
 	delete(p.dials, d.call)
+	closer := src
 	// The kernel has accepted; the process does when it can.
 	s.after(&q.simActor, s.delay(p.host, q.host)/2, func() {
 		if dst.over || q.ended {
@@ -215,6 +216,9 @@ func (d *simDialing) connected(q *simProc, target netip.AddrPort) {
 		if src.over && !src.stuck {
 			dst.ending()
 		}
+		if closer == dst {
+			s.after(&q.simActor, d.hold, func() { dst.close(ssmmp.StatusSessionClosed) })
+		}
 		if x.chain > 0 && len(q.launch.Plugs) > 0 && !dst.over {
 			q.dial(q.launch.Plugs[q.rand.n(len(q.launch.Plugs))].Plug, x.chain*3/4, true)
 		}
@@ -222,11 +226,11 @@ func (d *simDialing) connected(q *simProc, target netip.AddrPort) {
 	src.taken = true
 	p.step(ssmmp.InstanceInput{Kind: ssmmp.InstanceInputDialed, Call: d.call, Conn: src.number, Peer: target, Port: port})
 	d.finish(ssmmp.StatusOK)
-	closer := src
 	if p.rand.oneIn(4) {
-		closer = dst
+		closer = dst // once it has accepted
+		return
 	}
-	s.after(&closer.p.simActor, d.hold, func() { closer.close(ssmmp.StatusSessionClosed) })
+	s.after(&p.simActor, d.hold, func() { src.close(ssmmp.StatusSessionClosed) })
 }
 
 func (p *simProc) socketOf(port uint16) string {
