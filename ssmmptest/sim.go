@@ -119,8 +119,9 @@ type SimulationOptions struct {
 	// OnSample gets the state every SampleEvery; 1 s by default.
 	OnSample    func(SimulationSample)
 	SampleEvery time.Duration
-	// Check says how often everything is compared: at every Check-th step.
-	// 256 by default; the rules for single steps hold always.
+	// Check says how often everything is compared: at every Check-th step,
+	// and less often in a large mesh. 256 by default; the rules for single
+	// steps hold always.
 	Check int
 }
 

@@ -91,6 +91,7 @@ type simVertex struct {
 
 type simAgent struct {
 	up, lost  bool
+	conn      ssmmp.ConnID // the last that registered
 	awaySince time.Duration
 	heard     time.Duration // less what was skipped
 }

@@ -54,10 +54,11 @@ func (c *simCheck) output(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput) {
 	switch m := o.Msg.(type) {
 	case *ssmmp.InitiationResponse:
 		if m.Status.Success() && c.register.IsValid() {
-			for conn, a := range c.conns {
-				if a == c.register && conn != o.Conn {
-					delete(c.conns, conn)
+			if a := c.agents[c.register]; a != nil {
+				if a.conn != o.Conn {
+					delete(c.conns, a.conn)
 				}
+				a.conn = o.Conn
 			}
 			c.conns[o.Conn] = c.register
 		}

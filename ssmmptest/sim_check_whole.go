@@ -39,7 +39,7 @@ func (c *simCheck) all() {
 		}
 	}
 	p := m.core.Pending()
-	if limit := 8*(len(c.live)+len(c.sessions)+len(c.ids)) + 64; p.Exchanges > limit || p.Waiting > limit*4 || p.Calls > 64 {
+	if limit := 8*(len(c.live)+len(c.sessions)+len(c.ids)) + 64; p.Exchanges > limit || p.Waiting > limit*4 || p.Calls > 64+len(c.s.sim.Graphs) {
 		c.fail("memory is bounded", "%+v with %d instances and %d sessions", p, len(c.live), len(c.sessions))
 	}
 	for id, a := range c.asked {

@@ -22,41 +22,53 @@ type simEvent struct {
 // children lie side by side.
 type simHeap []simEvent
 
-func (h simHeap) before(i, j int) bool {
-	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+func (e *simEvent) before(o *simEvent) bool {
+	return e.at < o.at || e.at == o.at && e.seq < o.seq
 }
 
 func (h *simHeap) push(ev simEvent) {
 	*h = append(*h, ev)
-	for i := len(*h) - 1; i > 0; {
+	all := *h
+	i := len(all) - 1
+	for i > 0 {
 		up := (i - 1) / 4
-		if !h.before(i, up) {
-			return
+		if !ev.before(&all[up]) {
+			break
 		}
-		(*h)[i], (*h)[up] = (*h)[up], (*h)[i]
+		all[i] = all[up]
 		i = up
 	}
+	all[i] = ev
 }
 
 func (h *simHeap) pop() simEvent {
-	old := *h
-	first, last := old[0], len(old)-1
-	old[0] = old[last]
-	old[last] = simEvent{}
-	*h = old[:last]
-	for i := 0; ; {
-		least := i
-		for child := 4*i + 1; child <= 4*i+4 && child < last; child++ {
-			if h.before(child, least) {
+	all := *h
+	first, last := all[0], all[len(all)-1]
+	all[len(all)-1] = simEvent{}
+	all = all[:len(all)-1]
+	*h = all
+	if len(all) == 0 {
+		return first
+	}
+	i := 0
+	for {
+		least := 4*i + 1
+		if least >= len(all) {
+			break
+		}
+		for child := least + 1; child < min(4*i+5, len(all)); child++ {
+			if all[child].before(&all[least]) {
 				least = child
 			}
 		}
-		if least == i {
-			return first
+		if !all[least].before(&last) {
+			break
 		}
-		(*h)[i], (*h)[least] = (*h)[least], (*h)[i]
+		all[i] = all[least]
 		i = least
 	}
+	all[i] = last
+	return first
 }
 
 // A simRand gives numbers that look random (SplitMix64). Each node has its own,

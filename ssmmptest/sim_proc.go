@@ -1,6 +1,7 @@
 package ssmmptest
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -154,8 +155,8 @@ func (p *simProc) run() {
 			}
 		})
 	}
-	for k := range s.sim.Load {
-		p.load(&s.sim.Load[k])
+	for _, l := range s.loads[p.launch.Service] {
+		p.load(l)
 	}
 }
 
@@ -417,19 +418,21 @@ func (p *simProc) killed() {
 }
 
 func (p *simProc) session(number uint64) *simSessionEnd {
-	for _, e := range p.sessions {
-		if e.number == number {
-			return e
-		}
+	if i, ok := p.indexOf(number); ok {
+		return p.sessions[i]
 	}
 	return nil
+}
+
+func (p *simProc) indexOf(number uint64) (int, bool) {
+	return slices.BinarySearchFunc(p.sessions, number, func(e *simSessionEnd, n uint64) int { return cmp.Compare(e.number, n) })
 }
 
 // load dials for the users of a graph, as long as this is one of its gateways
 // and runs.
 func (p *simProc) load(l *SimulationLoad) {
 	s := p.s
-	if len(p.launch.Plugs) == 0 || !s.gateway(l.Graph, p.launch.Service) {
+	if len(p.launch.Plugs) == 0 {
 		return
 	}
 	until := l.Until

@@ -12,8 +12,13 @@ import (
 	"github.com/ssmmp/ssmmp"
 )
 
-// simBusy is how many things may happen at one moment.
-const simBusy = 1 << 20
+const (
+	// simBusy is how many things may happen at one moment.
+	simBusy = 1 << 20
+	// simCheckShare is how many events there are between two comparisons of
+	// the whole state for each part of a large mesh.
+	simCheckShare = 4
+)
 
 // A simRun is a Simulation that is being played.
 type simRun struct {
@@ -26,6 +31,8 @@ type simRun struct {
 	events int
 	busy   int // things that happened at this moment
 	hash   uint64
+
+	nextCheck int // event after which everything is compared
 
 	hosts   []*simHost // the Manager's first
 	nodes   []*simNode
@@ -49,6 +56,8 @@ type simRun struct {
 	in         simLineReader
 	dec        *ssmmp.Decoder
 	gateways   map[[2]string]bool
+	services   []string                     // of all graphs
+	loads      map[string][]*SimulationLoad // by the service of a gateway
 }
 
 // A simLineReader gives a decoder one line at a time.
@@ -77,10 +86,11 @@ func (s Simulation) Run(opts SimulationOptions) (*SimulationResult, error) {
 }
 
 func newSimRun(sim *Simulation, opts *SimulationOptions) *simRun {
-	s := &simRun{sim: sim, opts: opts, transcript: opts.Transcript, rand: newSimRand(sim.Seed, 1), gateways: map[[2]string]bool{}}
+	s := &simRun{sim: sim, opts: opts, transcript: opts.Transcript, rand: newSimRand(sim.Seed, 1), gateways: map[[2]string]bool{}, loads: map[string][]*SimulationLoad{}}
 	if opts.Check == 0 {
 		opts.Check = 256
 	}
+	s.nextCheck = opts.Check
 	if opts.SampleEvery <= 0 {
 		opts.SampleEvery = time.Second
 	}
@@ -95,10 +105,25 @@ func newSimRun(sim *Simulation, opts *SimulationOptions) *simRun {
 		s.dialTimeout = 45 * time.Second
 	}
 	s.dec = ssmmp.NewDecoder(&s.in)
+	named := map[string]bool{}
 	for _, g := range sim.Graphs {
 		for _, name := range g.Gateways() {
 			v, _ := g.Vertex(name)
 			s.gateways[[2]string{g.Name, v.Service}] = true
+		}
+		for _, sv := range g.Services {
+			if !named[sv.Name] {
+				named[sv.Name] = true
+				s.services = append(s.services, sv.Name)
+			}
+		}
+	}
+	for k := range sim.Load {
+		l := &sim.Load[k]
+		for service := range named {
+			if s.gateway(l.Graph, service) {
+				s.loads[service] = append(s.loads[service], l)
+			}
 		}
 	}
 	s.check.init(s)
@@ -131,13 +156,7 @@ func (s *simRun) gateway(graph, service string) bool { return s.gateways[[2]stri
 func (s *simRun) repository(n *simNode) []ssmmp.RepositoryEntry {
 	names := s.sim.Nodes[n.index].Services
 	if len(names) == 0 {
-		for _, g := range s.sim.Graphs {
-			for _, sv := range g.Services {
-				if !slices.Contains(names, sv.Name) {
-					names = append(names, sv.Name)
-				}
-			}
-		}
+		names = s.services
 	}
 	var entries []ssmmp.RepositoryEntry
 	for i, name := range names {
@@ -211,9 +230,12 @@ func (s *simRun) run(until time.Duration) bool {
 			ev.who.wakeAt = 0
 			ev.who.wake()
 		}
-		if s.events%s.opts.Check == 0 {
+		if s.events >= s.nextCheck {
 			s.check.silence()
 			s.check.all()
+			// It costs as much as the mesh is large: its share of an event's cost
+			// stays the same.
+			s.nextCheck = s.events + max(s.opts.Check, simCheckShare*(len(s.nodes)+s.running+s.sessions))
 		}
 	}
 	if s.failure == nil {

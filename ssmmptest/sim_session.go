@@ -249,7 +249,7 @@ func (p *simProc) add(e *simSessionEnd) {
 }
 
 func (p *simProc) take(e *simSessionEnd) {
-	if i := slices.Index(p.sessions, e); i >= 0 {
+	if i, ok := p.indexOf(e.number); ok {
 		p.sessions = slices.Delete(p.sessions, i, i+1)
 	}
 }
