@@ -383,8 +383,8 @@ func (c *AgentCore) health(m *AgentHealthRequest) {
 		if strconv.FormatInt(mark.answer, 10) != heard {
 			continue
 		}
-		if c.reports = slices.Delete(c.reports, 0, mark.reports); len(c.reports) == 0 {
-			c.reports = nil // what a long absence left may be large
+		if c.reports = slices.Delete(c.reports, 0, mark.reports); len(c.reports) == 0 && cap(c.reports) > maxQueue {
+			c.reports = nil // what a long absence left
 		}
 		c.heard(mark.reports)
 		later := c.marks[n+1:]

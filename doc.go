@@ -142,7 +142,8 @@
 //     run to run on.
 //   - x_heard in initiation_response and agent_health_control_request: the last
 //     health answer that the Manager has, and with it all reports before. The
-//     agent sends later ones again when the connection broke.
+//     agent sends later ones again when the connection broke. One that reports
+//     much is asked for its health more often, so that it keeps little.
 //     In a service_instance_health_request an agent tells its instance how many
 //     of the reports on that connection the Manager has. The instance sends
 //     later ones again, to an agent that was started in the place of one that

@@ -271,6 +271,10 @@ func (c *ManagerCore) epoch(more ...Extension) []Extension {
 // takes over uses none of them again, wherever the one before it stopped.
 const messageBlock = 1 << 16
 
+// reportsKept is after how many reports an agent is told which of them are
+// durable, if that is sooner than its next health request.
+const reportsKept = 1 << 10
+
 // messageID returns a message id that was never used.
 func (c *ManagerCore) messageID() int64 {
 	if c.lastMessage >= c.reserved {
@@ -320,10 +324,13 @@ func (c *ManagerCore) message(conn ConnID, m Message) {
 		c.sessionRequest(a, m)
 	case *SessionAck:
 		c.sessionAck(a, m)
+		c.reported(a)
 	case *SourceSessionCloseInfo:
 		c.sourceCloseInfo(a, m)
+		c.reported(a)
 	case *DestSessionCloseInfo:
 		c.destCloseInfo(a, m)
+		c.reported(a)
 	case *InstanceHealthResponse:
 		c.instanceHealth(a, m)
 	case *AgentHealthResponse:
@@ -398,6 +405,12 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	repository := toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
 	a, back := c.byAddr[addr], false
+	if a != nil && identity != "" && identity == a.identity && m.MessageID < a.registration {
+		// It was on its way on a connection that the agent has given up since:
+		// what it says runs is of long ago.
+		refuse(StatusConflict, "the agent registered again meanwhile")
+		return
+	}
 	if a != nil && a.up() && a.conn != conn {
 		if identity == "" || identity != a.identity {
 			refuse(StatusConflict, "the address belongs to another agent")
@@ -435,7 +448,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	another := a != nil && a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
-	a.conn = conn
+	a.conn, a.registration = conn, m.MessageID
 	a.healthAsked, a.healthMissed, a.heard, a.hears, a.backSince = 0, 0, 0, 0, c.now
 	c.conns[conn] = a
 	answer(StatusOK)
@@ -615,27 +628,44 @@ func (c *ManagerCore) watch(a *agent, conn ConnID) {
 		if a.conn != conn {
 			return
 		}
-		if a.healthAsked != 0 {
+		if a.healthAsked != 0 && c.now-a.askedAt >= c.cfg.HealthPeriod {
 			if a.healthMissed++; a.healthMissed >= c.cfg.HealthMisses {
 				c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
 				c.connLost(conn)
 				return
 			}
+			a.healthAsked = 0
 		}
-		a.healthAsked = c.messageID()
-		h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent, Extensions: c.epoch()}
-		if a.hears != 0 && (c.committed == 0 || a.hearsSeq <= c.committed) {
-			a.heard = a.hears // what came before it is durable
+		if a.healthAsked == 0 {
+			c.askAgent(a)
 		}
-		if a.heard != 0 {
-			h.Extensions = append(h.Extensions, Extension{extHeard, strconv.FormatInt(a.heard, 10)})
-		}
-		c.sendEarly(a, &AgentHealthRequest{Header: h, AgentNetworkAddress: a.addr})
 		for _, i := range slices.Clone(a.instances) {
 			c.askHealth(i)
 		}
 		c.watch(a, conn)
 	})
+}
+
+// askAgent asks an agent for its health, and tells it what it need not keep any
+// longer.
+func (c *ManagerCore) askAgent(a *agent) {
+	a.healthAsked, a.askedAt, a.reports = c.messageID(), c.now, 0
+	h := Header{MessageID: a.healthAsked, SubType: ManagerToAgent, Extensions: c.epoch()}
+	if a.hears != 0 && (c.committed == 0 || a.hearsSeq <= c.committed) {
+		a.heard = a.hears // what came before it is durable
+	}
+	if a.heard != 0 {
+		h.Extensions = append(h.Extensions, Extension{extHeard, strconv.FormatInt(a.heard, 10)})
+	}
+	c.sendEarly(a, &AgentHealthRequest{Header: h, AgentNetworkAddress: a.addr})
+}
+
+// reported counts a report of an agent. One that has many is asked for its
+// health before it is time, so that it never keeps many that are durable.
+func (c *ManagerCore) reported(a *agent) {
+	if a.reports++; a.reports >= reportsKept && a.healthAsked == 0 {
+		c.askAgent(a)
+	}
 }
 
 func (c *ManagerCore) agentHealth(a *agent, m *AgentHealthResponse) {

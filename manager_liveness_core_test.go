@@ -275,3 +275,51 @@ func BenchmarkRecovery(b *testing.B) {
 		b.ReportMetric(float64(took.Milliseconds()), "ms/checkpoint")
 	})
 }
+
+// An agent that reports much is told what the Manager has before its next
+// health request is due, and a request ahead of time is not a missed one.
+func TestManagerHearsManyReports(t *testing.T) {
+	t.Parallel()
+	s := livenessCore(t, ManagerConfig{HealthMisses: 1}, 1)
+	var asked []*AgentHealthRequest
+	step := func(m Message) {
+		out, _ := s.core.Step(ManagerInput{Kind: ManagerInputMessage, Now: s.now, Conn: 1, Msg: m})
+		for _, o := range out {
+			if r, ok := o.Msg.(*AgentHealthRequest); ok {
+				asked = append(asked, r)
+			}
+		}
+	}
+	reports := func(n int) {
+		for k := range n {
+			step(&SourceSessionCloseInfo{Header: Header{MessageID: int64(100 + k), SubType: AgentToManager}, SourceServiceName: "A", SourceServiceInstanceID: 1,
+				SourceServiceInstanceNetworkAddress: agentAddr(0), SourcePlugName: "P1", SourcePlugPort: 40000, DestServiceName: "B", DestSocketName: "S1", DestSocketNewPort: 54000, Status: StatusSessionClosed})
+		}
+	}
+	answer := func() {
+		step(&AgentHealthResponse{Header: Header{MessageID: asked[len(asked)-1].MessageID, SubType: AgentToManager}, AgentNetworkAddress: agentAddr(0), Status: StatusOK})
+	}
+	s.pass(s.cfg.HealthPeriod - time.Millisecond)
+	reports(reportsKept - 1)
+	if len(asked) != 0 {
+		t.Fatalf("asked after %d reports", reportsKept-1)
+	}
+	reports(3 * reportsKept)
+	if len(asked) != 1 {
+		t.Fatalf("asked %d times without an answer, want once", len(asked))
+	}
+	s.pass(2 * time.Millisecond)
+	if got := s.count(EventAgentAway); got != 0 {
+		t.Fatal("a request that was made ahead of time counts as missed")
+	}
+	first := asked[0].MessageID
+	answer()
+	reports(1)
+	if len(asked) != 2 || asked[1].Extension(extHeard) != fmt.Sprint(first) {
+		t.Fatalf("asked %d times, the last with x_heard %q, want twice and %d", len(asked), asked[len(asked)-1].Extension(extHeard), first)
+	}
+	s.pass(3 * s.cfg.HealthPeriod)
+	if got := s.count(EventAgentAway); got != 1 {
+		t.Fatal("who does not answer a request made ahead of time is not away")
+	}
+}

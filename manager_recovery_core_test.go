@@ -19,7 +19,7 @@ import (
 var passing = map[string]string{
 	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations responses " +
 		"restoring restoreTo restored resuming now committed full slots freeSlots instances byAddr",
-	"agent":        "index conn backSince healthAsked healthMissed hears hearsSeq heard strangers",
+	"agent":        "index conn registration backSince healthAsked askedAt healthMissed reports hears hearsSeq heard strangers",
 	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage",
 	"vertex":       "app edges plugs sockets depth nextRelief restartArmed",
 	"cnapp":        "byName",

@@ -108,6 +108,8 @@ type agent struct {
 	conn     ConnID // zero while it is away
 	lost     bool
 
+	registration int64 // message id of the newest that its process sent
+
 	came, gone uint64 // events
 
 	instances []*instance // not ended, in the order of their ids
@@ -118,7 +120,9 @@ type agent struct {
 	awaySince    time.Duration
 	backSince    time.Duration // when it registered last
 	healthAsked  int64         // message id of the request under way, 0 when answered
+	askedAt      time.Duration
 	healthMissed int
+	reports      int   // since it was asked
 	hears        int64 // the last one that was answered on this connection
 	hearsSeq     uint64
 	heard        int64 // the last one of which it was told so, since all before is durable
