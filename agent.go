@@ -23,6 +23,10 @@ import (
 // still read: it ends with the instance, unless another process holds it too.
 const lastWords = time.Second
 
+// portPatience is how long a port that is taken is tried before an instance is
+// executed: an outgoing connection may hold it, but others are soon had.
+const portPatience = 250 * time.Millisecond
+
 // An AgentConfig configures an agent. A field's zero value means its default;
 // Manager and Address have none.
 type AgentConfig struct {
@@ -549,7 +553,11 @@ func (a *Agent) launch(o AgentOutput) {
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), a.cfg.StartTimeout)
 		defer cancel()
-		process, err := a.execute(ctx, o.Entry.Launcher, InstanceRecord{Launch: o.Launch, Execution: execution})
+		var process Process
+		err := a.portTaken(ctx, o.Launch)
+		if err == nil {
+			process, err = a.execute(ctx, o.Entry.Launcher, InstanceRecord{Launch: o.Launch, Execution: execution})
+		}
 		if err == nil {
 			p.process = process
 			a.log.Info("executed", "service", o.Launch.Service, "instance", o.Instance, "pid", process.PID())
@@ -577,10 +585,40 @@ func (a *Agent) follow(l Launch, process Process) {
 	}
 	a.hearOut(l.ID)
 	a.log.Info("ended", "service", l.Service, "instance", l.ID, "exit", exit.String(), "reason", exit.Reason)
-	a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit})
+	a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit, Err: a.whyNotReady(l)})
 	a.mu.Lock()
 	delete(a.processes, l.ID)
 	a.mu.Unlock()
+}
+
+// portTaken returns ErrPortTaken when another program holds a port that an
+// instance is to listen on. What else may be wrong with it the instance finds
+// out by itself.
+func (a *Agent) portTaken(ctx context.Context, l Launch) error {
+	ctx, cancel := context.WithTimeout(ctx, portPatience)
+	defer cancel()
+	for _, s := range l.Sockets {
+		ln, err := a.cfg.Transport.Listen(ctx, netip.AddrPortFrom(l.Address, s.Port).String())
+		if err == nil {
+			ln.Close()
+		} else if addrInUse(err) {
+			return fmt.Errorf("%w: %d of %s", ErrPortTaken, s.Port, s.Socket)
+		}
+	}
+	return nil
+}
+
+// whyNotReady says what an instance lacked that ended before it was ready, as
+// far as can be seen: the port may have been taken since it was executed.
+func (a *Agent) whyNotReady(l Launch) error {
+	a.mu.Lock()
+	i := a.core.instances[l.ID]
+	early := i != nil && !i.ready && !i.killed
+	a.mu.Unlock()
+	if !early {
+		return nil
+	}
+	return a.portTaken(context.Background(), l)
 }
 
 // hearOut waits until everything is read that an ended instance said: its last

@@ -26,7 +26,7 @@ const (
 	AgentInputLost                              // Conn ended
 	AgentInputStarted                           // Instance was launched, or not: Err
 	AgentInputPortsListen                       // all configured ports of Instance listen
-	AgentInputExited                            // all of Instance has ended, as Exit says
+	AgentInputExited                            // all of Instance has ended, as Exit says; Err may say what it lacked
 	AgentInputStop                              // shut all instances down, or leave them
 	AgentInputReattached                        // an instance of the agent before this one, as Record says
 )
@@ -223,7 +223,7 @@ func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 	case AgentInputPortsListen:
 		c.portsListen(in.Instance)
 	case AgentInputExited:
-		c.exited(in.Instance, in.Exit)
+		c.exited(in.Instance, in.Exit, in.Err)
 	case AgentInputReattached:
 		c.reattached(in.Record)
 	case AgentInputStop:

@@ -1,6 +1,9 @@
 package ssmmp
 
-import "slices"
+import (
+	"errors"
+	"slices"
+)
 
 // The agent's core, continued: executing and ending instances.
 
@@ -134,7 +137,7 @@ func (c *AgentCore) started(id InstanceID, err error) {
 	case i == nil:
 	case err != nil:
 		c.warn(0, "cannot execute "+i.service+": "+err.Error())
-		c.answerExecution(i, StatusUnavailable, reason(err.Error())...)
+		c.answerExecution(i, notStarted(err, StatusUnavailable), reason(err.Error())...)
 		c.forget(i, Exit{Code: -1, Reason: err.Error()})
 	case i.entry.ReadyWhenStarted:
 		c.becomeReady(i)
@@ -144,6 +147,15 @@ func (c *AgentCore) started(id InstanceID, err error) {
 	if i != nil && err == nil && i.killed {
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputKill, Instance: id}) // asked for while it was being launched
 	}
+}
+
+// notStarted is the status of a start that failed for a reason: 409 says that
+// on other ports it may succeed.
+func notStarted(err error, otherwise Status) Status {
+	if errors.Is(err, ErrPortTaken) {
+		return StatusConflict
+	}
+	return otherwise
 }
 
 // probe has it found out when the ports of an instance listen.
@@ -235,11 +247,15 @@ func (c *AgentCore) killOn(i *agentInstance) {
 	}
 }
 
-// exited handles the end of an instance and all its children.
-func (c *AgentCore) exited(id InstanceID, exit Exit) {
+// exited handles the end of an instance and all its children. why says what it
+// lacked, if it was not ready.
+func (c *AgentCore) exited(id InstanceID, exit Exit, why error) {
 	i := c.instances[id]
 	if i == nil {
 		return
+	}
+	if why != nil {
+		c.answerExecution(i, notStarted(why, StatusFailed), reason(why.Error())...)
 	}
 	c.answerExecution(i, StatusFailed)
 	c.forget(i, exit)

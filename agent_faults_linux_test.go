@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -251,4 +252,41 @@ func TestAgentClaimed(t *testing.T) {
 	if err := h.ask("probe"); err != "<nil>" {
 		t.Errorf("the instance itself: %s", err)
 	}
+}
+
+// A stranger listens on the ports that would come next, and answers there: an
+// instance gets others, and who dials it never speaks to the stranger.
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	g := nineGraph(t)
+	managers, addr := TCP{LocalAddr: randomLoopback()}, randomLoopback()
+	s := &mesh{t: t, managers: managers, address: ":0", instances: map[InstanceID]*Instance{}}
+	s.start(ManagerConfig{Graphs: []*Graph{g}})
+	defer s.close()
+	for _, ln := range takePorts(t, TCP{}, addr, 54000, 54001) {
+		defer ln.Close()
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintln(conn, "a stranger")
+				conn.Close()
+			}
+		}()
+	}
+	n := s.addNode(addr, TCP{LocalAddr: addr}, netip.AddrPortFrom(addr, 0).String(), s.repository(g))
+	s.deploy(g.Name)
+	gw := s.running("A")[0]
+	conn, err := n.transport.Dial(t.Context(), netip.AddrPortFrom(addr, gw.Sockets[0].Port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	if answer, err := askConn(conn, "via P1 who"); err != nil || !strings.HasPrefix(answer, "B ") {
+		t.Errorf("answer %q, %v", answer, err)
+	}
+	wantTaken(t, s, "B", 2)
 }

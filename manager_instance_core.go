@@ -207,6 +207,10 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 	i.waiters = nil
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
 
+	if status == StatusConflict {
+		c.seekAgain(waiters)
+		waiters = nil
+	}
 	for _, w := range waiters {
 		if status.Success() {
 			status = StatusUnavailable

@@ -27,6 +27,9 @@ type offerExpiry struct {
 // that it runs, not yet that it listens.
 const listenGrace = 3 * time.Second
 
+// portTries is how many starts a request waits for that find a port taken.
+const portTries = 3
+
 // maxWaiting bounds the requests that wait for an instance to start.
 const maxWaiting = 1 << 16
 
@@ -85,12 +88,13 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 		c.refuse(src, edge, m.MessageID, StatusUnavailable)
 		return
 	}
-	c.seek(src, edge, m.MessageID)
+	c.seek(waiter{src: src, edge: edge, messageID: m.MessageID})
 }
 
 // seek finds the destination of a session: an instance that runs, one that is
 // starting, or a new one.
-func (c *ManagerCore) seek(src *instance, edge int, messageID int64) {
+func (c *ManagerCore) seek(w waiter) {
+	src, edge, messageID := w.src, w.edge, w.messageID
 	v := src.v.edges[edge].to
 	well, unwell := c.pick(v)
 	if well != nil {
@@ -103,7 +107,7 @@ func (c *ManagerCore) seek(src *instance, edge int, messageID int64) {
 	}
 	for _, i := range v.instances {
 		if i.state == instanceStarting && !c.full(len(i.waiters)) {
-			c.wait(i, waiter{src, edge, messageID})
+			c.wait(i, w)
 			return
 		}
 	}
@@ -120,7 +124,7 @@ func (c *ManagerCore) seek(src *instance, edge int, messageID int64) {
 		i, status = c.start(v, fmt.Sprintf("session_request of %s %d", src.v.service, src.id))
 		c.doer.asking = nil
 		if i != nil {
-			c.wait(i, waiter{src, edge, messageID})
+			c.wait(i, w)
 			return
 		}
 	}
@@ -141,7 +145,7 @@ func (c *ManagerCore) wait(i *instance, w waiter) {
 func (c *ManagerCore) giveUp(src *instance, messageID int64, status Status) {
 	for edge, e := range src.v.edges {
 		for _, i := range e.to.instances {
-			n := slices.Index(i.waiters, waiter{src, edge, messageID})
+			n := slices.IndexFunc(i.waiters, func(w waiter) bool { return w.src == src && w.edge == edge && w.messageID == messageID })
 			if n >= 0 {
 				i.waiters = slices.Delete(i.waiters, n, n+1)
 				c.refuse(src, edge, messageID, status)
@@ -170,6 +174,21 @@ func (c *ManagerCore) failWaiters(i *instance, status Status) {
 	i.waiters = nil
 	for _, w := range waiters {
 		c.refuse(w.src, w.edge, w.messageID, status)
+	}
+}
+
+// seekAgain finds another destination for requests that waited for an instance
+// that another program left without its port, or refuses them, at the third one
+// of these.
+func (c *ManagerCore) seekAgain(waiters []waiter) {
+	for _, w := range waiters {
+		w.taken++
+		if w.taken == portTries || w.src.state >= instanceDraining || c.noRoom {
+			c.refuse(w.src, w.edge, w.messageID, StatusUnavailable)
+			continue
+		}
+		delete(c.waiting, offerKey{w.src.id, w.messageID})
+		c.seek(w)
 	}
 }
 

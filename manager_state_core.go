@@ -262,6 +262,7 @@ type waiter struct {
 	src       *instance
 	edge      int
 	messageID int64
+	taken     int // starts that it waited for in vain, since a port was taken
 }
 
 // An answerRing remembers the answers that an instance got last, so that a

@@ -47,7 +47,7 @@ const (
 	StatusUnauthenticated Status = 401 // the peer did not prove who it is
 	StatusForbidden       Status = 403 // no such edge, or another's name
 	StatusNotFound        Status = 404 // no repository can execute the service
-	StatusConflict        Status = 409 // the address belongs to another agent
+	StatusConflict        Status = 409 // the address belongs to another agent, or a port to another program
 	StatusGone            Status = 410 // the instance has ended
 	StatusLineTooLong     Status = 413 // a line longer than MaxLine
 	StatusTooMany         Status = 429 // more requests than the receiver takes
@@ -85,7 +85,7 @@ var statusText = map[Status]string{
 	StatusUnauthenticated: "not authenticated",
 	StatusForbidden:       "forbidden",
 	StatusNotFound:        "service not in any repository",
-	StatusConflict:        "address taken",
+	StatusConflict:        "address or port taken",
 	StatusGone:            "instance ended",
 	StatusLineTooLong:     "line too long",
 	StatusTooMany:         "too many requests",
@@ -109,6 +109,9 @@ var (
 	ErrStartTimeout = errors.New("ssmmp: destination not ready in time")
 	// ErrUnavailable: no node has the resources to execute the destination.
 	ErrUnavailable = errors.New("ssmmp: destination unavailable")
+	// ErrPortTaken: another program holds a port that an instance was given. A
+	// Launcher whose error wraps it has the instance executed anew, on others.
+	ErrPortTaken = errors.New("ssmmp: port taken by another program")
 	// ErrManagerAway: the Manager, or the agent on the way to it, does not
 	// answer now. Sessions that are open go on.
 	ErrManagerAway = errors.New("ssmmp: the Manager is away")

@@ -58,6 +58,7 @@ const (
 	SimNeverReady
 	SimListensLate
 	SimPortSquatted
+	SimPortsTaken
 	SimRefusesDials
 	SimLeavesChildren
 	SimOverloaded
@@ -132,6 +133,7 @@ type simFaultRun struct {
 	conn    simConnKind // of the noise
 	garbage bool
 	ended   bool
+	ports   uint64 // says which are taken
 }
 
 func (s *simRun) startFault(f *simFaultRun) {
@@ -311,7 +313,11 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimListensLate: simHabit("listens-late", "a process is ready long before it listens", func(p *simProc, h *simHabits, f *simFaultRun) {
 			h.listen += f.rand.between(500*time.Millisecond, f.Amount+time.Second)
 		}),
-		SimPortSquatted: {name: "port-squatted", what: "another program holds the port of a socket", start: simBegin(simSquats), stop: simEnds(simSquats)},
+		SimPortSquatted: {name: "port-squatted", what: "another program holds the port of a socket when its process wants it", start: simBegin(simSquats), stop: simEnds(simSquats)},
+		SimPortsTaken: {name: "ports-taken", what: "another program holds some ports of a node, also those that come next", stop: simEnds(simSquats), start: func(s *simRun, f *simFaultRun) {
+			f.ports = f.rand.next()
+			simBegin(simSquats)(s, f)
+		}},
 		SimRefusesDials: simHabit("refuses-dials", "a process does not listen for a while", func(p *simProc, h *simHabits, f *simFaultRun) {
 			h.refuses, h.refusesFor = h.listen+f.rand.between(time.Second, 10*time.Second), f.rand.between(time.Second, f.Amount+2*time.Second)
 		}),

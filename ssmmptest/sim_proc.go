@@ -80,6 +80,14 @@ func (n *simNode) launch(l ssmmp.Launch) {
 	p.simActor = simActor{name: fmt.Sprintf("%s %d", l.Service, l.ID), host: n.host, owner: p, born: s.now}
 	p.habits, p.asked = n.habits(p), n.local(s.now)
 	n.byID[l.ID] = p
+	if n.portTaken(p) != 0 {
+		s.after(&n.simActor, 250*time.Millisecond, func() {
+			p.finished, p.dead = true, true
+			delete(n.byID, l.ID)
+			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputStarted, Instance: l.ID, Err: ssmmp.ErrPortTaken})
+		})
+		return
+	}
 	s.after(&n.simActor, p.habits.launch, func() {
 		if p.habits.fails {
 			p.finished, p.dead = true, true
@@ -167,14 +175,11 @@ func (p *simProc) bind(tries int) {
 		return
 	}
 	n := p.node
-	taken := uint16(0)
+	taken := n.portTaken(p)
 	for _, k := range p.launch.Sockets {
-		if q := n.listen[k.Port]; q != nil && q != p {
-			taken = k.Port
-		}
 		for _, f := range n.squat {
-			if f.rand.n(100) < f.percent {
-				p.s.hit(SimPortSquatted)
+			if f.Kind == SimPortSquatted && f.rand.n(100) < f.percent {
+				p.s.hit(f.Kind)
 				taken = k.Port
 			}
 		}
@@ -182,7 +187,7 @@ func (p *simProc) bind(tries int) {
 	if taken != 0 {
 		p.s.logf("%s cannot listen on %d", p.name, taken)
 		if tries == 0 {
-			p.exits(ssmmp.Exit{Code: 98})
+			p.exits(simCannotListen)
 			return
 		}
 		p.s.after(&p.simActor, time.Second, func() { p.bind(tries - 1) })
@@ -193,6 +198,28 @@ func (p *simProc) bind(tries int) {
 		n.listen[k.Port] = p
 		p.held = append(p.held, k.Port)
 	}
+}
+
+// simCannotListen is how a process exits that lacks a port.
+var simCannotListen = ssmmp.Exit{Code: 98}
+
+// portTaken returns a port that a process is to listen on and cannot, since
+// another has it; 0 if there is none.
+func (n *simNode) portTaken(p *simProc) uint16 {
+	for _, k := range p.launch.Sockets {
+		if q := n.listen[k.Port]; q == p {
+			continue
+		} else if q != nil {
+			return k.Port
+		}
+		for _, f := range n.squat {
+			if r := newSimRand(f.ports, uint64(k.Port)); f.Kind == SimPortsTaken && r.oneIn(3) {
+				n.s.hit(f.Kind)
+				return k.Port
+			}
+		}
+	}
+	return 0
 }
 
 func (p *simProc) unbind() {
@@ -396,7 +423,11 @@ func (p *simProc) gone(with bool) {
 		if n.life == life && n.byID[p.id] == p {
 			delete(n.byID, p.id)
 			p.reported = true
-			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputExited, Instance: p.id, Exit: p.exit})
+			var why error // as far as its agent can see
+			if p.exit == simCannotListen {
+				why = ssmmp.ErrPortTaken
+			}
+			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputExited, Instance: p.id, Exit: p.exit, Err: why})
 		}
 	})
 }
