@@ -109,7 +109,7 @@
 //
 // Sentinels say what a program can act on, and work with [errors.Is]:
 // [ErrNoEdge], [ErrRefused], [ErrStartTimeout], [ErrUnavailable],
-// [ErrManagerAway], [ErrSessionClosed], [ErrDraining], [ErrClosed] and
+// [ErrPortTaken], [ErrManagerAway], [ErrSessionClosed], [ErrDraining], [ErrClosed] and
 // [ErrNotFound]; of a Store [ErrStoreInUse], [ErrStoreFull] and
 // [ErrStoreFailed]. An answer with a status other than success is a [*StatusError],
 // which is a [net.Error] as well. [*ProtocolError] says which line of a message

@@ -52,6 +52,9 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			if c.replaying {
 				r.asked, r.answered = 1, 1
 			}
+			if ev.Status == ssmmp.StatusConflict {
+				c.fail("a request does not fail at the first port that is taken", "%s", ev)
+			}
 			if !r.decided {
 				r.hash = simAnswerHash(ev.Status, 0, 0)
 			}
