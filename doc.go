@@ -176,6 +176,7 @@
 //	repository_file.go        the file of what an agent can execute; json_reader.go: how both files are read
 //	session.go                the Manager's table of sessions
 //	policy.go                 placement, balancing, scaling
+//	policy_core.go            the orders that it chooses by
 //	manager_core.go           the Manager's Step: registration, monitoring, commands, timers
 //	manager_cause_core.go     who did it, and what it follows from
 //	manager_state_core.go     its state, evolve, Snapshot

@@ -101,11 +101,18 @@ type ManagerCore struct {
 	events []Event
 
 	graphs map[string]*Graph // the knowledge base: what can be deployed
-	apps   []*cnapp          // what is deployed
+	apps   []*cnapp          // what is deployed, in the order of its deployment
+	appOf  map[string]*cnapp // by name
+	down   int               // gateways of it that have no instance
 
 	agents []*agent // in the order of their first registration
 	byAddr map[netip.Addr]*agent
 	conns  map[ConnID]*agent
+
+	// What place looks at, instead of at every agent.
+	connected, lost agentSet
+	loads           []agentSet           // by number of instances
+	hosts           map[string]*agentSet // by the services that are, or were, deployed: who has them
 
 	instances    map[InstanceID]*instance
 	slots        []*instance // by instance.slot; slot 0 is never used
@@ -113,9 +120,9 @@ type ManagerCore struct {
 	lastInstance InstanceID
 
 	sessions sessionTable
-	offers   map[offerKey]uint32 // slots of the offered sessions, for their acknowledgment
-	expiries []offerExpiry       // of the offers, in order of time
-	waiting  map[offerKey]bool   // requests that wait for a start
+	offers   map[offerKey]uint32    // slots of the offered sessions, for their acknowledgment
+	expiries []offerExpiry          // of the offers, in order of time
+	waiting  map[offerKey]*instance // requests that wait for a start, and for whose
 
 	responses []SessionResponse // not used yet
 
@@ -166,13 +173,13 @@ type call struct {
 // returned it.
 func NewManagerCore(cfg ManagerConfig) *ManagerCore {
 	c := &ManagerCore{
-		cfg:       cfg,
-		graphs:    map[string]*Graph{},
+		cfg:    cfg,
+		graphs: map[string]*Graph{}, appOf: map[string]*cnapp{}, hosts: map[string]*agentSet{},
 		byAddr:    map[netip.Addr]*agent{},
 		conns:     map[ConnID]*agent{},
 		instances: map[InstanceID]*instance{},
 		offers:    map[offerKey]uint32{},
-		waiting:   map[offerKey]bool{},
+		waiting:   map[offerKey]*instance{},
 		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{},
 		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage, reserved: cfg.FirstMessage + messageBlock,
 	}
@@ -249,10 +256,11 @@ func (c *ManagerCore) request(a *agent, m Message, want Type, timeout time.Durat
 	x := &exchange{id: c.messageID(), to: a, want: want, msg: m, done: done}
 	m.Head().MessageID = x.id
 	c.exchanges[x.id] = x
+	a.exchanges = append(a.exchanges, x)
 	c.send(a, m)
 	c.after(timeout, func() {
 		if c.exchanges[x.id] == x {
-			delete(c.exchanges, x.id)
+			c.forget(x)
 			x.done(StatusTimeout)
 		}
 	})
@@ -292,7 +300,7 @@ func (c *ManagerCore) response(a *agent, m Message, status Status) {
 		c.dropped++
 		return
 	}
-	delete(c.exchanges, x.id)
+	c.forget(x)
 	if why := m.Head().Extension(extReason); why != "" {
 		c.reason = clip(why)
 	}
@@ -449,6 +457,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
 	a.conn, a.registration = conn, m.MessageID
+	c.connected.add(a)
 	a.healthAsked, a.healthMissed, a.heard, a.hears, a.backSince = 0, 0, 0, 0, c.now
 	c.conns[conn] = a
 	answer(StatusOK)
@@ -458,7 +467,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	// What was asked for before, and is still wanted when it is settled what
 	// runs, is sent again before what is asked for now.
-	pending, answered := c.exchangesOf(a), len(c.out)
+	pending, answered := slices.Clone(a.exchanges), len(c.out)
 	if m.Extension(extInstances) != "" || identity != "" {
 		c.settle(a, running, another)
 	} else {
@@ -529,15 +538,13 @@ func (c *ManagerCore) killStranger(a *agent, id InstanceID) {
 		})
 }
 
-func (c *ManagerCore) exchangesOf(a *agent) []*exchange {
-	var xs []*exchange
-	for _, x := range c.exchanges {
-		if x.to == a {
-			xs = append(xs, x)
-		}
+// forget takes an exchange out of the tables.
+func (c *ManagerCore) forget(x *exchange) {
+	delete(c.exchanges, x.id)
+	all := x.to.exchanges
+	if n, ok := slices.BinarySearchFunc(all, x.id, func(x *exchange, id int64) int { return cmp.Compare(x.id, id) }); ok {
+		x.to.exchanges = slices.Delete(all, n, n+1)
 	}
-	slices.SortFunc(xs, func(x, y *exchange) int { return cmp.Compare(x.id, y.id) })
-	return xs
 }
 
 // connLost handles the end of an agent's connection: its instances are taken
@@ -550,6 +557,7 @@ func (c *ManagerCore) connLost(conn ConnID) {
 	}
 	delete(c.conns, conn)
 	a.conn = 0
+	c.connected.remove(a)
 	c.record(Event{Kind: EventAgentAway, Node: a.addr})
 	c.watchAway(a)
 }
@@ -580,15 +588,8 @@ func (c *ManagerCore) stormy() bool {
 }
 
 func (c *ManagerCore) agentsAway() (away, all int) {
-	for _, a := range c.agents {
-		if a.up() || !a.lost {
-			all++
-		}
-		if !a.up() && !a.lost {
-			away++
-		}
-	}
-	return away, all
+	all = len(c.agents) - c.lost.count() // who is lost has no connection
+	return all - c.connected.count(), all
 }
 
 func (c *ManagerCore) countAgents() string {
@@ -612,9 +613,10 @@ func (c *ManagerCore) calm() {
 
 func (c *ManagerCore) lose(a *agent) {
 	c.record(Event{Kind: EventAgentLost, Node: a.addr, Cause: fmt.Sprintf("away for %v", c.cfg.LostAfter)})
-	for _, x := range c.exchangesOf(a) {
+	for _, x := range a.exchanges {
 		delete(c.exchanges, x.id)
 	}
+	a.exchanges = nil
 	clear(a.strangers)
 	for _, i := range slices.Clone(a.instances) {
 		c.ended(i, StatusSessionBroken, "its agent is lost")

@@ -264,6 +264,7 @@ func (s *managerStepper) took(out []ManagerOutput, events []Event) {
 		s.output(o)
 	}
 	s.checkCore()
+	checkChoices(s.t, s.core)
 }
 
 // restart has a core go on that was given the state of the one before.

@@ -197,7 +197,9 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 		return
 	}
 	i.leaving = true
-	delete(c.exchanges, i.execute) // it is not to be executed after all
+	if x := c.exchanges[i.execute]; x != nil {
+		c.forget(x) // it is not to be executed after all
+	}
 	c.closeFarEnds(i)
 	c.eachSession(i, func(slot uint32) { c.sessionClosed(slot, StatusSessionBroken, "its end "+i.v.service+" ended") })
 	if i.failure != 0 {
@@ -248,12 +250,15 @@ func (c *ManagerCore) backOff(i *instance, end *Event) {
 
 // restore starts the API Gateways that shall run and do not.
 func (c *ManagerCore) restore() {
+	if c.down == 0 {
+		return
+	}
 	for _, app := range c.apps {
 		if app.retiring {
 			continue
 		}
-		for _, v := range app.vertices {
-			if v.kind != Gateway || len(v.instances) > 0 {
+		for _, v := range app.gateways {
+			if len(v.instances) > 0 {
 				continue
 			}
 			if c.storm && v.lastNode != nil && v.lastNode.lost {
@@ -281,8 +286,8 @@ func (c *ManagerCore) deployed(name string) (bool, error) {
 	if app == nil || app.retiring {
 		return true, fmt.Errorf("deploy %q: undeployed meanwhile: %w", name, ErrRefused)
 	}
-	for _, v := range app.vertices {
-		if v.kind == Gateway && !slices.ContainsFunc(v.instances, func(i *instance) bool { return i.state == instanceRunning }) {
+	for _, v := range app.gateways {
+		if !slices.ContainsFunc(v.instances, func(i *instance) bool { return i.state == instanceRunning }) {
 			return false, nil
 		}
 	}
@@ -296,10 +301,7 @@ func (c *ManagerCore) lacking(name string) string {
 		return "not deployed"
 	}
 	var what []string
-	for _, v := range app.vertices {
-		if v.kind != Gateway {
-			continue
-		}
+	for _, v := range app.gateways {
 		switch {
 		case len(v.instances) > 0 && v.instances[0].state == instanceRunning:
 		case len(v.instances) > 0:
@@ -370,6 +372,7 @@ func (c *ManagerCore) askHealth(i *instance) {
 
 func (c *ManagerCore) healthMissed(i *instance) {
 	i.suspect = true
+	c.rank(i)
 	if i.status != StatusFailed {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: StatusFailed, Cause: "health request not answered well"}))
 	}
@@ -395,6 +398,7 @@ func (c *ManagerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 		return
 	}
 	i.healthMissed, i.suspect, i.refused = 0, false, false
+	c.rank(i)
 	if i.status != m.Status {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: m.Status}))
 	}

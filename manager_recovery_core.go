@@ -387,6 +387,8 @@ func (c *ManagerCore) restoreSession(ev *Event) {
 		s.state = SessionClosing
 	}
 	s.closeWhen = ev.Status == StatusSessionClosed
+	c.rank(src)
+	c.rank(dst)
 }
 
 // Resume goes on from the state that Replay gave, once, before the first Step.
@@ -424,6 +426,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 	}
 	for _, i := range c.inOrder() {
 		i.suspect = i.status == StatusFailed
+		c.rank(i)
 		switch i.state {
 		case instanceStarting:
 			c.execute(i)

@@ -18,11 +18,11 @@ import (
 // are its durable state, so that a new field is compared until it is named here.
 var passing = map[string]string{
 	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations responses " +
-		"restoring restoreTo restored resuming now committed full slots freeSlots instances byAddr",
-	"agent":        "index conn registration backSince healthAsked askedAt healthMissed reports hears hearsSeq heard strangers",
-	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage",
-	"vertex":       "app edges plugs sockets depth nextRelief restartArmed",
-	"cnapp":        "byName",
+		"restoring restoreTo restored resuming now committed full slots freeSlots instances byAddr appOf hosts loads connected lost",
+	"agent":        "index conn registration backSince healthAsked askedAt healthMissed reports hears hearsSeq heard strangers exchanges",
+	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage rank",
+	"vertex":       "app edges plugs sockets depth nextRelief restartArmed order",
+	"cnapp":        "byName gateways",
 	"sessionTable": "ends index indexed",
 	"session":      "srcNext srcPrev dstNext dstPrev age",
 }

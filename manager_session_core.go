@@ -56,7 +56,7 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 
 	// A duplicate gets the same answer again, and nothing else happens.
 	key := offerKey{src.id, m.MessageID}
-	if c.waiting[key] {
+	if c.waiting[key] != nil {
 		c.dropped++
 		return
 	}
@@ -96,25 +96,23 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 func (c *ManagerCore) seek(w waiter) {
 	src, edge, messageID := w.src, w.edge, w.messageID
 	v := src.v.edges[edge].to
-	well, unwell := c.pick(v)
-	if well != nil {
-		c.offer(src, edge, messageID, well)
+	best, how := v.order.first()
+	if how == takesWell {
+		c.offer(src, edge, messageID, best)
 		return
 	}
 	if len(c.waiting) >= maxWaiting {
 		c.refuse(src, edge, messageID, StatusTooMany)
 		return
 	}
-	for _, i := range v.instances {
-		if i.state == instanceStarting && !c.full(len(i.waiters)) {
-			c.wait(i, w)
-			return
-		}
+	if how == takesSoon {
+		c.wait(best, w)
+		return
 	}
 	// One that cannot be reached is replaced, but not by ever more: what is
 	// wrong may be the way to them all.
 	status := StatusUnavailable
-	relief := unwell != nil && unwell.suspect
+	relief := best != nil && best.suspect
 	if c.room(v) && !(relief && c.now < v.nextRelief) {
 		if relief {
 			v.nextRelief = c.now + 2*c.cfg.HealthPeriod
@@ -128,8 +126,8 @@ func (c *ManagerCore) seek(w waiter) {
 			return
 		}
 	}
-	if unwell != nil {
-		c.offer(src, edge, messageID, unwell)
+	if best != nil {
+		c.offer(src, edge, messageID, best)
 		return
 	}
 	c.refuse(src, edge, messageID, status)
@@ -137,22 +135,22 @@ func (c *ManagerCore) seek(w waiter) {
 
 func (c *ManagerCore) wait(i *instance, w waiter) {
 	i.waiters = append(i.waiters, w)
-	c.waiting[offerKey{w.src.id, w.messageID}] = true
+	c.waiting[offerKey{w.src.id, w.messageID}] = i
+	c.rank(i)
 }
 
 // giveUp refuses a request that waits: whoever asked said that it needs no
 // session any more.
 func (c *ManagerCore) giveUp(src *instance, messageID int64, status Status) {
-	for edge, e := range src.v.edges {
-		for _, i := range e.to.instances {
-			n := slices.IndexFunc(i.waiters, func(w waiter) bool { return w.src == src && w.edge == edge && w.messageID == messageID })
-			if n >= 0 {
-				i.waiters = slices.Delete(i.waiters, n, n+1)
-				c.refuse(src, edge, messageID, status)
-				return
-			}
-		}
+	i := c.waiting[offerKey{src.id, messageID}]
+	n := slices.IndexFunc(i.waiters, func(w waiter) bool { return w.src == src && w.messageID == messageID })
+	if n < 0 {
+		return
 	}
+	edge := i.waiters[n].edge
+	i.waiters = slices.Delete(i.waiters, n, n+1)
+	c.rank(i)
+	c.refuse(src, edge, messageID, status)
 }
 
 func (c *ManagerCore) serveWaiters(i *instance) {
@@ -172,6 +170,7 @@ func (c *ManagerCore) serveWaiters(i *instance) {
 func (c *ManagerCore) failWaiters(i *instance, status Status) {
 	waiters := i.waiters
 	i.waiters = nil
+	c.rank(i)
 	for _, w := range waiters {
 		c.refuse(w.src, w.edge, w.messageID, status)
 	}
@@ -258,7 +257,7 @@ func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 	}
 	key := offerKey{src.id, m.MessageID}
 	slot := c.offers[key]
-	if slot == 0 && c.waiting[key] && !m.Status.Success() {
+	if slot == 0 && c.waiting[key] != nil && !m.Status.Success() {
 		c.giveUp(src, m.MessageID, m.Status)
 		return
 	}
@@ -279,6 +278,7 @@ func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 		if m.Status >= 500 { // the next request may go to another instance
 			dst.refused = true
 			dst.suspect = dst.suspect || c.now-dst.ready >= listenGrace
+			c.rank(dst)
 		}
 		c.sessionClosed(slot, m.Status, "dial failed")
 		return

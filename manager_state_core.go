@@ -17,6 +17,8 @@ type cnapp struct {
 	graph    *Graph
 	vertices []*vertex
 	byName   map[string]*vertex
+	gateways []*vertex
+	live     int  // instances that have not ended
 	retiring bool // undeployed; its last instances are ending
 
 	deployed, undeployed uint64 // events
@@ -35,6 +37,7 @@ type vertex struct {
 	reports string       // the cause of what an instance reports, said once
 
 	instances []*instance // not ended, in the order of their ids
+	order     instanceOrder
 
 	// Starts that failed or died young, for backing off.
 	quickEnds    int
@@ -80,13 +83,13 @@ func newCNApp(g *Graph) *cnapp {
 		from.plugs = append(from.plugs, PlugTarget{Plug: e.Plug, Socket: e.Socket, Service: to.service})
 	}
 	// Breadth first from the gateways.
-	var queue []*vertex
 	for _, v := range app.vertices {
 		if v.kind == Gateway {
 			v.depth = 0
-			queue = append(queue, v)
+			app.gateways = append(app.gateways, v)
 		}
 	}
+	queue := slices.Clone(app.gateways)
 	for i := 0; i < len(queue); i++ {
 		for _, e := range queue[i].edges {
 			if e.to.depth < 0 {
@@ -115,6 +118,7 @@ type agent struct {
 	instances []*instance // not ended, in the order of their ids
 	ports     portTable
 	strangers map[InstanceID]bool // run there and should not; being killed
+	exchanges []*exchange         // requests that wait for its response, in the order of their ids
 
 	here         bool // registered and not away since; after a recovery it may be so without a connection
 	awaySince    time.Duration
@@ -239,6 +243,7 @@ type instance struct {
 	healthMissed int
 	idleSince    time.Duration
 	idleArmed    bool
+	rank         instanceRank
 
 	began, stopping, unwell uint64 // events
 
@@ -343,10 +348,13 @@ func (c *ManagerCore) evolve(ev *Event) {
 				held: map[uint16]InstanceID{}, freed: map[uint16]time.Duration{}}
 			c.agents = append(c.agents, a)
 			c.byAddr[ev.Node] = a
+			c.loaded(a, 0)
 		}
 		a.here, a.lost = true, false
+		c.lost.remove(a)
 		d := detailOf[agentDetail](ev)
-		a.identity, a.services = d.Identity, d.Services
+		a.identity = d.Identity
+		c.provides(a, d.Services)
 		c.restoreAgent(a, &d)
 
 	case EventAgentAway:
@@ -355,7 +363,9 @@ func (c *ManagerCore) evolve(ev *Event) {
 
 	case EventAgentLost:
 		a := c.byAddr[ev.Node]
-		a.here, a.lost, a.services = false, true, nil
+		a.here, a.lost = false, true
+		c.lost.add(a)
+		c.provides(a, nil)
 
 	case EventInstanceRequested:
 		a, v := c.byAddr[ev.Node], c.vertex(ev.Graph, ev.Vertex)
@@ -373,8 +383,13 @@ func (c *ManagerCore) evolve(ev *Event) {
 		c.sessions.instance(i.slot, a.index)
 		c.instances[i.id] = i
 		c.lastInstance = max(c.lastInstance, i.id)
+		v.app.live++
+		if v.kind == Gateway && len(v.instances) == 0 {
+			c.down--
+		}
 		v.instances = append(v.instances, i)
 		a.instances = append(a.instances, i)
+		c.loaded(a, len(a.instances)-1)
 		for n, s := range i.sockets {
 			a.ports.hold(s.Port, i.id)
 			if n < len(v.sockets) && v.sockets[n].Port == 0 && !c.restoring {
@@ -386,6 +401,7 @@ func (c *ManagerCore) evolve(ev *Event) {
 		} else {
 			v.lastNode = a
 		}
+		c.rank(i)
 
 	case EventInstanceReady:
 		i := c.instances[ev.Instance]
@@ -393,13 +409,17 @@ func (c *ManagerCore) evolve(ev *Event) {
 		if i.state == instanceStarting {
 			i.state = instanceRunning
 		}
+		c.rank(i)
 
 	case EventInstanceStopping:
 		i := c.instances[ev.Instance]
 		i.state, i.why, i.failure = instanceDraining, ev.Cause, ev.Status
+		c.rank(i)
 
 	case EventInstanceKilling:
-		c.instances[ev.Instance].state = instanceKilling
+		i := c.instances[ev.Instance]
+		i.state = instanceKilling
+		c.rank(i)
 
 	case EventInstanceEnded:
 		i := c.instances[ev.Instance]
@@ -407,12 +427,17 @@ func (c *ManagerCore) evolve(ev *Event) {
 			c.backOff(i, ev)
 		}
 		i.state = instanceEnded
+		c.rank(i)
 		for _, s := range i.sockets {
 			i.a.ports.free(s.Port, ev.At)
 		}
 		same := func(o *instance) bool { return o == i }
 		i.v.instances = slices.DeleteFunc(i.v.instances, same)
 		i.a.instances = slices.DeleteFunc(i.a.instances, same)
+		c.loaded(i.a, len(i.a.instances)+1)
+		if i.v.app.live--; i.v.kind == Gateway && len(i.v.instances) == 0 {
+			c.down++
+		}
 		delete(c.instances, i.id)
 		c.slots[i.slot] = nil
 		c.freeSlots = append(c.freeSlots, i.slot)
@@ -425,6 +450,9 @@ func (c *ManagerCore) evolve(ev *Event) {
 		d := detailOf[graphDetail](ev)
 		app := newCNApp(d.Graph)
 		c.apps = append(c.apps, app)
+		c.appOf[app.name] = app
+		c.down += len(app.gateways)
+		c.findHosts(app)
 		c.restoreGraph(app, &d)
 
 	case EventGraphUndeployed:
@@ -433,7 +461,9 @@ func (c *ManagerCore) evolve(ev *Event) {
 		c.forgetRetired(app)
 
 	case EventHealthChanged:
-		c.instances[ev.Instance].status = ev.Status
+		i := c.instances[ev.Instance]
+		i.status = ev.Status
+		c.rank(i)
 	}
 	c.note(ev)
 }
@@ -448,6 +478,8 @@ func (c *ManagerCore) evolveSession(ev *Event) {
 		edge, _ := src.v.edge(ev.Plug)
 		ev.Session = c.sessions.id(c.sessions.offer(src.slot, dst.slot, uint16(edge), ev.MessageID))
 		src.newestMessage = max(src.newestMessage, ev.MessageID)
+		c.rank(src)
+		c.rank(dst)
 		return
 	}
 	if ev.Kind == EventSessionRefused {
@@ -484,25 +516,21 @@ func (c *ManagerCore) evolveSession(ev *Event) {
 		if c.sessionsOf(i) == 0 {
 			i.idleSince = ev.At
 		}
+		c.rank(i)
 	}
 }
 
 // forgetRetired takes an undeployed graph of which nothing runs out of the
 // state.
 func (c *ManagerCore) forgetRetired(app *cnapp) {
-	if app.retiring && !slices.ContainsFunc(app.vertices, func(v *vertex) bool { return len(v.instances) > 0 }) {
+	if app.retiring && app.live == 0 {
 		c.apps = slices.DeleteFunc(c.apps, func(a *cnapp) bool { return a == app })
+		delete(c.appOf, app.name)
+		c.down -= len(app.gateways)
 	}
 }
 
-func (c *ManagerCore) app(name string) *cnapp {
-	for _, a := range c.apps {
-		if a.name == name {
-			return a
-		}
-	}
-	return nil
-}
+func (c *ManagerCore) app(name string) *cnapp { return c.appOf[name] }
 
 func (c *ManagerCore) vertex(app, name string) *vertex {
 	if a := c.app(app); a != nil {

@@ -2,57 +2,47 @@ package ssmmp
 
 // The policy of the Manager: where an instance is placed, which one a session
 // goes to, and when another is started. It looks at the core's state and
-// changes nothing.
+// changes nothing but the orders that it chooses by (policy_core.go).
 
 // place chooses the node for a new instance at a vertex: of the agents that
-// are up and have the service, the one with the fewest instances; for a
-// storage service the one where it stood last, since its data are there. It
-// returns 404 when no agent that is up has the service, 503 when those that
-// have it lack ports or hold the gateway's fixed port already.
+// are up and have the service, the one with the fewest instances, rather not the
+// one where the last instance died young; for a storage service the one where it
+// stood last, since its data are there. It returns 404 when no agent that is up
+// has the service, 503 when those that have it lack ports or hold the gateway's
+// fixed port already.
 func (c *ManagerCore) place(v *vertex) (*agent, Status) {
-	var best *agent
 	status := StatusNotFound
-	for _, a := range c.agents {
-		if !a.up() || !a.has(v.service) {
-			continue
-		}
+	fits := func(a *agent) bool {
 		if len(a.strangers) > 0 || !c.portsFor(v, a) {
 			status = StatusUnavailable
-			continue
+			return false
 		}
-		if v.kind == Storage && a == v.lastNode {
-			return a, 0
-		}
-		if best == nil || c.betterPlace(v, a, best) {
-			best = a
-		}
+		return true
 	}
-	if v.kind == Storage && v.lastNode != nil && !v.lastNode.lost && best != nil && v.lastNode.has(v.service) {
-		// Its node is only away, or full: elsewhere it would begin without its data.
-		return nil, StatusUnavailable
+	hosts, last := c.hosts[v.service], v.lastNode
+	bound := v.kind == Storage && last != nil && hosts.has(last)
+	if bound && last.up() && fits(last) {
+		return last, 0
 	}
-	if best == nil {
-		return nil, status
-	}
-	return best, 0
-}
-
-// betterPlace prefers another node than the one where the last instance died
-// young, then the node with fewer instances.
-func (c *ManagerCore) betterPlace(v *vertex, a, than *agent) bool {
-	if v.quickEnds > 0 && (a == v.lastNode) != (than == v.lastNode) {
-		return than == v.lastNode
-	}
-	return len(a.instances) < len(than.instances)
-}
-
-func (a *agent) has(service string) bool {
-	for _, s := range a.services {
-		if s == service {
-			return true
+	second := false
+	for load := range c.loads {
+		for index := range hosts.both(&c.connected, &c.loads[load]) {
+			switch a := c.agents[index]; {
+			case !fits(a):
+			case bound:
+				// Its node is only away, or full: elsewhere it would begin without its data.
+				return nil, StatusUnavailable
+			case a == last && v.quickEnds > 0:
+				second = true
+			default:
+				return a, 0
+			}
 		}
 	}
-	return false
+	if second {
+		return last, 0
+	}
+	return nil, status
 }
 
 // portsFor tells whether a node has the ports that an instance at v needs.
@@ -68,30 +58,31 @@ func (c *ManagerCore) portsFor(v *vertex, a *agent) bool {
 	return need == 0 || a.ports.available(need, c.now)
 }
 
-// pick chooses the running instance for a new session: the one with the fewest
-// sessions of those that are well and below the limit; rather not one that
-// refused a dial just after its start. Those that are not well come last, and
-// full ones not at all.
-func (c *ManagerCore) pick(v *vertex) (well, unwell *instance) {
-	better := func(a, b *instance) bool {
-		if b == nil || a.refused != b.refused {
-			return b == nil || b.refused
+// rank says anew how good an instance is as the destination of a session: best
+// one that is well and below the limit, of those the one with the fewest
+// sessions; rather not one that refused a dial just after its start. Then comes
+// one that is starting, then those that are not well. Full ones take none.
+func (c *ManagerCore) rank(i *instance) {
+	sessions := uint64(c.sessionsOf(i))
+	takes := takesWell
+	switch {
+	case i.state == instanceStarting:
+		takes, sessions = takesSoon, 0
+		if c.full(len(i.waiters)) {
+			takes = takesNone
 		}
-		return c.sessionsOf(a) < c.sessionsOf(b)
+	case i.state != instanceRunning || c.full(int(c.sessions.ends[i.slot].dstLen)):
+		takes = takesNone
+	case i.suspect || i.status == StatusOverloaded:
+		takes = takesUnwell
 	}
-	for _, i := range v.instances {
-		if i.state != instanceRunning || c.full(int(c.sessions.ends[i.slot].dstLen)) {
-			continue
-		}
-		if i.suspect || i.status == StatusOverloaded {
-			if better(i, unwell) {
-				unwell = i
-			}
-		} else if better(i, well) {
-			well = i
-		}
+	switch {
+	case takes == takesNone:
+		sessions = 0
+	case i.refused && takes != takesSoon:
+		sessions |= 1 << 32
 	}
-	return well, unwell
+	i.v.order.put(i, takes, sessions)
 }
 
 func (c *ManagerCore) full(sessions int) bool {
