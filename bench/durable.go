@@ -30,6 +30,10 @@ func durableRows(o options) []row {
 			return w
 		}},
 	}
+	etcd := hasEtcd(o)
+	if etcd {
+		contenders = append(contenders, etcdContender(etcdPut, dir))
+	}
 	sync := syncTime(dir)
 	var rows []row
 	for _, clients := range clientCounts {
@@ -41,6 +45,18 @@ func durableRows(o options) []row {
 		}
 		if clients == 256 {
 			w.targets = []float64{0.75}
+		}
+		rows = append(rows, w)
+		if !etcd {
+			continue
+		}
+		w = row{
+			what:   "the same: × " + etcdPut,
+			values: []string{rate(median(r[durable])) + " : " + rate(median(r[etcdPut]))},
+			ratios: []float64{r.ratio(durable, etcdPut)},
+		}
+		if clients >= 16 {
+			w.targets = []float64{4}
 		}
 		rows = append(rows, w)
 	}

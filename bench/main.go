@@ -14,7 +14,8 @@
 // it is to copy a line and to find where its parts end; for the set-up of a
 // session (relay.go), to relay the same lines over the same two hops, without
 // decoding, checking or remembering anything. The peers are google protobuf on
-// the same fields, NATS and gRPC (peers.go).
+// the same fields, NATS and gRPC (peers.go), and etcd, where it is installed
+// (etcd.go).
 package main
 
 import (
@@ -38,7 +39,7 @@ import (
 type options struct {
 	rounds int
 	each   time.Duration // that one thing is measured in a round
-	peers  bool          // NATS and gRPC too
+	peers  bool          // NATS, gRPC and etcd too
 	dir    string        // where databases are made
 }
 
@@ -66,7 +67,7 @@ func main() {
 	}
 	chosen := flag.String("sections", join(names), "which parts to measure")
 	var o options
-	flag.BoolVar(&o.peers, "peers", true, "race NATS and gRPC too")
+	flag.BoolVar(&o.peers, "peers", true, "race NATS, gRPC and etcd too")
 	flag.Func("clients", "how many clients ask at once, instead of each of "+join(counts(clientCounts)), func(s string) error {
 		n, err := strconv.Atoi(s)
 		if err == nil && (n < 1 || n > maxClients) {
@@ -79,7 +80,7 @@ func main() {
 	flag.DurationVar(&o.each, "time", 100*time.Millisecond, "for how long each is measured in a round")
 	flag.StringVar(&o.dir, "dir", "", "where to make databases, on a disk and not in memory (default the system's directory for temporary files)")
 	markdown := flag.Bool("markdown", false, "print the table in markdown")
-	guard := flag.Bool("guard", false, "measure shortly, without NATS and gRPC, and fail when a ratio is far from its target")
+	guard := flag.Bool("guard", false, "measure shortly, without NATS, gRPC and etcd, and fail when a ratio is far from its target")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 || o.each <= 0 {
 		flag.Usage()

@@ -213,6 +213,10 @@ func setUpRows(o options) []row {
 			raceRow{"the same: × " + natsLeaf, []string{natsLeaf}, []float64{2}},
 			raceRow{"the same: × " + grpcProxy, []string{grpcProxy}, []float64{5}})
 	}
+	if hasEtcd(o) {
+		contenders = append(contenders, etcdContender(etcdGet, o.dir))
+		want = append(want, raceRow{"the same: × " + etcdGet, []string{etcdGet}, []float64{3.5}})
+	}
 	return raceRows(o, contenders, want...)
 }
 
