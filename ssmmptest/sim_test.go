@@ -24,7 +24,6 @@ var (
 	simShrink = flag.Bool("sim.shrink", false, "and shrink it if it fails")
 	simOut    = flag.String("sim.out", "", "and write it to this file then")
 	simSeeds  = flag.Int("sim.seeds", 100, "how many seeds to play")
-	simTime   = flag.Duration("sim.time", 0, "begin no more of them after this time")
 	simBase   = flag.Uint64("sim.base", 1, "the first of them; from the clock if zero")
 )
 
@@ -45,13 +44,12 @@ type simSum struct {
 func playSeeds(t testing.TB, base uint64, n, limit int) *simSum {
 	sum := &simSum{failed: map[uint64]*SimulationFailure{}}
 	var next, failed atomic.Int64
-	began := time.Now()
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for {
 				i := next.Add(1) - 1
-				if i >= int64(n) || failed.Load() >= int64(limit) || *simTime > 0 && time.Since(began) > *simTime {
+				if i >= int64(n) || failed.Load() >= int64(limit) {
 					return
 				}
 				seed := base + uint64(i)
@@ -69,6 +67,7 @@ func playSeeds(t testing.TB, base uint64, n, limit int) *simSum {
 				if res.Failure != nil {
 					failed.Add(1)
 					sum.failed[seed] = res.Failure
+					fmt.Printf("simulation: seed %d breaks: %v\n", seed, res.Failure) // in a long run it is wanted at once
 				}
 				sum.mu.Unlock()
 			}
