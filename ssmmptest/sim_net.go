@@ -181,6 +181,7 @@ func (s *simRun) sendLine(e *simEnd, line []byte) error {
 // queued schedules the arrival of the line that ends the pipe's buffer.
 func (s *simRun) queued(e *simEnd, p *simPipe, size int) {
 	s.put(e, p, size)
+	start := len(p.buf) - size
 	for _, f := range e.who.host.noisy {
 		if f.conn == e.conn.kind && f.rand.n(100) < f.percent {
 			s.hit(f.Kind)
@@ -190,9 +191,7 @@ func (s *simRun) queued(e *simEnd, p *simPipe, size int) {
 				s.put(e, p, len(junk))
 				continue
 			}
-			// The buffer may move while it grows.
-			line := p.buf[len(p.buf)-size:]
-			p.buf = append(p.buf, line...)
+			p.buf = append(p.buf, p.buf[start:start+size]...)
 			s.put(e, p, size)
 		}
 	}
