@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -279,7 +280,13 @@ func TestPortTaken(t *testing.T) {
 	n := s.addNode(addr, TCP{LocalAddr: addr}, netip.AddrPortFrom(addr, 0).String(), s.repository(g))
 	s.deploy(g.Name)
 	gw := s.running("A")[0]
-	conn, err := n.transport.Dial(t.Context(), netip.AddrPortFrom(addr, gw.Sockets[0].Port).String())
+	user := func() (net.Conn, error) {
+		return n.transport.Dial(t.Context(), netip.AddrPortFrom(addr, gw.Sockets[0].Port).String())
+	}
+	conn, err := user()
+	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); conn, err = user() {
+		pause() // a gateway that said hello listens in a moment
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
