@@ -182,6 +182,7 @@ type agentProcess struct {
 	secret   string
 	launched chan struct{} // closed when process is set, or the launch failed
 	process  Process       // nil when the launch failed
+	killing  bool          // kill is under way; guarded by Agent.mu
 }
 
 // NewAgent returns an agent that Run will run.
@@ -222,7 +223,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if a.state != nil {
 		defer a.state.close()
-		a.comeBack()
+		a.comeBack(ctx)
 	}
 	a.log.Info("serving instances", "address", a.listen)
 	a.wg.Go(func() {
@@ -503,7 +504,8 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 			id, sockets := o.Instance, a.core.instances[o.Instance].sockets
 			a.wg.Go(func() { a.probe(id, sockets) })
 		case AgentOutputKill:
-			if id, p := o.Instance, a.processes[o.Instance]; p != nil {
+			if id, p := o.Instance, a.processes[o.Instance]; p != nil && !p.killing {
+				p.killing = true // a launch that hangs gathers no more of them
 				a.wg.Go(func() { a.kill(id, p) })
 			}
 		case AgentOutputSignal:
@@ -649,6 +651,9 @@ func (a *Agent) kill(id InstanceID, p *agentProcess) {
 	if err := p.process.Kill(); err != nil {
 		a.log.Error("cannot kill", "instance", id, "error", err)
 	}
+	a.mu.Lock()
+	p.killing = false
+	a.mu.Unlock()
 }
 
 // signal asks an instance that does not speak SSMMP to end.

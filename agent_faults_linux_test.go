@@ -197,14 +197,25 @@ func TestAgentOutOfFiles(t *testing.T) {
 	if got := s.registrations(); got != 1 {
 		t.Errorf("registered %d times", got)
 	}
-	more := syscall.Rlimit{Cur: 1000, Max: 1000}
-	if _, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(s.agent.Process.Pid), syscall.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&more)), 0, 0, 0); errno != 0 {
-		t.Skip("cannot raise another process's limit: ", errno)
-	}
+	s.allowFiles(1000)
 	s.until("a session opens", func() bool { return h.ask("dial") == "<nil>" })
 	if n := len(s.m.Snapshot().Sessions); n != opened+1 {
 		t.Errorf("%d sessions, want %d", n, opened+1)
 	}
+}
+
+// allowFiles sets the agent's limit of open files.
+func (s *agentStage) allowFiles(n uint64) {
+	s.t.Helper()
+	var limit syscall.Rlimit
+	prlimit := func(set, get *syscall.Rlimit) {
+		if _, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(s.agent.Process.Pid), syscall.RLIMIT_NOFILE, uintptr(unsafe.Pointer(set)), uintptr(unsafe.Pointer(get)), 0, 0); errno != 0 {
+			s.t.Skip("cannot change another process's limit: ", errno)
+		}
+	}
+	prlimit(nil, &limit)
+	limit.Cur = min(n, limit.Max)
+	prlimit(&limit, nil)
 }
 
 // Another process that claims to be an instance gets 403, whoever's it is.
@@ -296,4 +307,48 @@ func TestPortTaken(t *testing.T) {
 		t.Errorf("answer %q, %v", answer, err)
 	}
 	wantTaken(t, s, "B", 2)
+}
+
+// An agent that comes back and is out of descriptors takes nothing to have
+// ended: it looks again until it can see what runs.
+func TestAgentBackOutOfFiles(t *testing.T) {
+	t.Parallel()
+	s := newAgentStage(t, ManagerConfig{SessionsPerInstance: 1, HealthMisses: 1000, LostAfter: time.Hour})
+	s.start()
+	s.deploy()
+	h := s.hub()
+	const sessions = 12
+	for range sessions {
+		if answer := h.ask("dial"); answer != "<nil>" {
+			t.Fatal(answer)
+		}
+	}
+	s.until("all is noted", func() bool {
+		return !slices.ContainsFunc(s.records(), func(r InstanceRecord) bool { return !r.Ready || !r.Spoke })
+	})
+	records := s.records()
+	s.kill()
+	seen := s.registrations()
+	s.setup.Files = 16 // of which each instance that is found takes one
+	s.start()
+	s.until("it cannot see all", func() bool {
+		log, _ := os.ReadFile(s.log)
+		return strings.Contains(string(log), "too many open files")
+	})
+	least := h.least()
+	s.until("the sessions go on", func() bool { return h.least() > least })
+	s.allowFiles(1000)
+	s.until("the agent is back", func() bool { return s.registrations() > seen })
+	s.until("a session opens", func() bool { return h.ask("dial") == "<nil>" })
+	for _, r := range records {
+		if !s.alive(r.Process) {
+			t.Errorf("instance %d of %s is gone", r.Launch.ID, r.Launch.Service)
+		}
+	}
+	for _, ev := range s.events(EventInstanceEnded) {
+		t.Errorf("%v", ev)
+	}
+	if n := len(s.m.Snapshot().Sessions); n != sessions+1 {
+		t.Errorf("%d sessions, want %d", n, sessions+1)
+	}
 }

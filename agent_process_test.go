@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -102,8 +103,10 @@ func agentMain() int {
 		return 84
 	}
 	if s.Files > 0 {
-		limit := syscall.Rlimit{Cur: s.Files, Max: s.Files}
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		var limit syscall.Rlimit
+		err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
+		limit.Cur = s.Files // which a test may raise again
+		if err = errors.Join(err, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)); err != nil {
 			return 85
 		}
 	}

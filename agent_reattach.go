@@ -48,11 +48,14 @@ func (a *Agent) execute(ctx context.Context, launcher Launcher, r InstanceRecord
 }
 
 // comeBack goes on with what the agent before this one executed: it attaches
-// to what still runs, and tells of what has ended.
-func (a *Agent) comeBack() {
+// to what still runs, and tells of what has ended. What cannot be seen now, for
+// want of descriptors or the like, is tried again until ctx ends.
+func (a *Agent) comeBack(ctx context.Context) {
 	for _, id := range a.state.damaged {
-		if err := endMarked(envAgent+"="+a.listen, instanceMark(id)); err != nil {
+		find := func() error { return endMarked(envAgent+"="+a.listen, instanceMark(id)) }
+		if err := find(); err != nil {
 			a.log.Error("cannot end an instance of which nothing is known", "instance", id, "error", err)
+			a.wg.Go(func() { a.insist(ctx, err, find) })
 		}
 	}
 	for _, r := range a.state.list() {
@@ -60,35 +63,82 @@ func (a *Agent) comeBack() {
 		a.step(AgentInput{Kind: AgentInputReattached, Instance: l.ID, Record: &r})
 		a.mu.Lock()
 		known := a.core.instances[l.ID] != nil
+		p := &agentProcess{secret: l.Secret, launched: make(chan struct{})}
+		if known {
+			a.processes[l.ID] = p
+		}
 		a.mu.Unlock()
 		if !known { // it is among the ended: only its record was left
 			a.state.forget(l.ID, false)
 			continue
 		}
 		process, err := a.reattach(r)
-		if err != nil {
-			exit := Exit{Code: -1, Unknown: true, Reason: err.Error()}
-			if r.Ended != nil {
-				exit = *r.Ended
-			}
-			a.log.Warn("ended while its agent was away", "service", l.Service, "instance", l.ID, "exit", exit.String(), "reason", exit.Reason)
-			a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit})
+		if err == nil || hasEnded(err) {
+			a.reattached(r, p, process, err)
 			continue
 		}
-		a.log.Info("re-attached", "service", l.Service, "instance", l.ID, "pid", process.PID())
-		p := &agentProcess{secret: l.Secret, process: process, launched: make(chan struct{})}
+		a.log.Error("cannot tell whether an instance runs", "service", l.Service, "instance", l.ID, "error", err)
+		a.wg.Go(func() {
+			err := a.insist(ctx, err, func() (err error) {
+				process, err = a.reattach(r)
+				return err
+			})
+			if err != nil && !hasEnded(err) && a.cfg.KeepInstances {
+				close(p.launched)
+				return // the agent after this one will try
+			}
+			a.reattached(r, p, process, err)
+		})
+	}
+}
+
+// insist calls f, which failed, again and again until it succeeds, or says that
+// there is nothing to be found, or ctx ends. It returns the last error.
+func (a *Agent) insist(ctx context.Context, err error, f func() error) error {
+	for wait := a.cfg.BackOffFrom; err != nil && !hasEnded(err) && sleep(ctx, wait); wait = min(2*wait, a.cfg.BackOffTo) {
+		err = f()
+	}
+	return err
+}
+
+// hasEnded tells whether an instance could not be found since it is not there
+// any more, or cannot be found here at all. No other error says so.
+func hasEnded(err error) bool {
+	return errors.Is(err, ErrNotFound) || errors.Is(err, errors.ErrUnsupported)
+}
+
+// reattached has an instance followed that was found, or tells that it was not.
+func (a *Agent) reattached(r InstanceRecord, p *agentProcess, process Process, err error) {
+	l := r.Launch
+	if err != nil {
+		exit := Exit{Code: -1, Unknown: true, Reason: err.Error()}
+		if r.Ended != nil {
+			exit = *r.Ended
+		}
+		if hasEnded(err) {
+			a.log.Warn("ended while its agent was away", "service", l.Service, "instance", l.ID, "exit", exit.String(), "reason", exit.Reason)
+		} else {
+			a.log.Error("given up, and it may run on", "service", l.Service, "instance", l.ID, "pid", r.Process.PID, "error", err)
+		}
 		close(p.launched)
 		a.mu.Lock()
-		a.processes[l.ID] = p
+		delete(a.processes, l.ID)
 		a.mu.Unlock()
-		if identified, ok := process.(Identified); ok && r.Process == (ProcessIdentity{}) {
-			a.state.update(l.ID, func(r *InstanceRecord) { r.Process = identified.Identity() })
+		a.step(AgentInput{Kind: AgentInputExited, Instance: l.ID, Exit: exit})
+		return
+	}
+	a.log.Info("re-attached", "service", l.Service, "instance", l.ID, "pid", process.PID())
+	p.process = process
+	close(p.launched)
+	if identified, ok := process.(Identified); ok && r.Process == (ProcessIdentity{}) {
+		if s := a.kept(); s != nil {
+			s.update(l.ID, func(r *InstanceRecord) { r.Process = identified.Identity() })
 		}
-		if a.cfg.KeepInstances {
-			go a.follow(l, process)
-		} else {
-			a.wg.Go(func() { a.follow(l, process) })
-		}
+	}
+	if a.cfg.KeepInstances {
+		go a.follow(l, process)
+	} else {
+		a.wg.Go(func() { a.follow(l, process) })
 	}
 }
 
@@ -106,7 +156,7 @@ func (a *Agent) reattach(r InstanceRecord) (Process, error) {
 	}
 	re, ok := launcher.(Reattacher)
 	if !ok {
-		return nil, errors.New("it ended with its agent")
+		return nil, fmt.Errorf("it ended with its agent: %w", ErrNotFound)
 	}
 	return re.Reattach(context.Background(), r.Launch, r.Process)
 }

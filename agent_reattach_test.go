@@ -2,12 +2,18 @@ package ssmmp
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -246,5 +252,134 @@ func TestAgentStateEnded(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "instance-5.new")); err == nil {
 		t.Error("a file that was being written is left")
+	}
+}
+
+// A findLauncher finds an instance again, after the errors that it has for it.
+type findLauncher struct {
+	mu    sync.Mutex
+	errs  map[InstanceID][]error // the last one for ever
+	asked map[InstanceID]int
+	found map[InstanceID]*foundProcess
+}
+
+func (f *findLauncher) Launch(context.Context, Launch) (Process, error) {
+	return nil, errors.New("nothing is executed here")
+}
+
+func (f *findLauncher) Reattach(_ context.Context, l Launch, _ ProcessIdentity) (Process, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked[l.ID]++
+	if errs := f.errs[l.ID]; len(errs) > 0 {
+		if len(errs) > 1 {
+			f.errs[l.ID] = errs[1:]
+		}
+		if errs[0] != nil {
+			return nil, &LaunchError{Service: l.Service, ID: l.ID, Err: errs[0]}
+		}
+	}
+	f.found[l.ID] = &foundProcess{ended: make(chan struct{})}
+	return f.found[l.ID], nil
+}
+
+type foundProcess struct {
+	once  sync.Once
+	ended chan struct{}
+}
+
+func (p *foundProcess) PID() int                         { return 1 }
+func (p *foundProcess) Wait() Exit                       { <-p.ended; return Exit{} }
+func (p *foundProcess) Kill() error                      { p.once.Do(func() { close(p.ended) }); return nil }
+func (p *foundProcess) Owns(net.Conn) (owns, known bool) { return false, false }
+
+// Only an instance that is not there any more has ended while its agent was
+// away: what cannot be seen is looked for until it can, and nothing of it lost.
+func TestAgentReattachAgain(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("keep %t", keep), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				dir := t.TempDir()
+				before, err := openAgentState(dir, hclog.NewNullLogger())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := before.begin("10.0.0.1:1"); err != nil {
+					t.Fatal(err)
+				}
+				for id := range InstanceID(3) {
+					r := coreRecord(id + 1)
+					r.Ready = true
+					if err := before.intend(*r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before.close()
+				host, err := NewMemNetwork().Host("10.0.0.1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				const there, gone, unseen = 1, 2, 3
+				f := &findLauncher{asked: map[InstanceID]int{}, found: map[InstanceID]*foundProcess{}, errs: map[InstanceID][]error{
+					there:  {syscall.EMFILE, syscall.ENOMEM, nil},
+					gone:   {ErrNotFound},
+					unseen: {syscall.EACCES},
+				}}
+				a, err := NewAgent(AgentConfig{Manager: "10.0.0.9:1", Address: host.Addr(), Listen: ":0", Transport: host, StateDir: dir,
+					KeepInstances: keep, Repository: []RepositoryEntry{{Service: "A", Launcher: f}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				ran := make(chan error, 1)
+				go func() { ran <- a.Run(ctx) }()
+				time.Sleep(time.Minute)
+				a.mu.Lock()
+				for id, runs := range map[InstanceID]bool{there: true, gone: false, unseen: true} {
+					if is := a.core.instances[id] != nil; is != runs || a.core.ended[id] == runs {
+						t.Errorf("instance %d runs: %t, want %t", id, is, runs)
+					}
+				}
+				a.mu.Unlock()
+				if f.asked[there] != 3 || f.asked[gone] != 1 || f.asked[unseen] < 4 || f.asked[unseen] > 30 {
+					t.Errorf("looked for %v times", f.asked)
+				}
+				stop()
+				if err := <-ran; err != nil {
+					t.Error(err)
+				}
+				if keep {
+					f.found[there].Kill()
+				}
+				<-f.found[there].ended // else it was not killed
+				after, err := openAgentState(dir, hclog.NewNullLogger())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer after.close()
+				if after.records[unseen] == nil {
+					t.Error("nothing is known any more of what could not be seen")
+				}
+			})
+		})
+	}
+}
+
+// A file that cannot be read is not damaged: the agent does not start, and
+// nothing is ended.
+func TestAgentStateUnread(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{recordName(7), stateSelf} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s, err := openAgentState(dir, hclog.NewNullLogger())
+		if err == nil {
+			s.close()
+			t.Errorf("%s: it is taken for damaged", name)
+		} else if !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

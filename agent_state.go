@@ -100,7 +100,11 @@ func (s *agentState) close() {
 }
 
 func (s *agentState) load() error {
-	if err := s.read(stateSelf, &s.self); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := s.read(stateSelf, &s.self); {
+	case err == nil || errors.Is(err, fs.ErrNotExist):
+	case unread(err):
+		return err
+	default:
 		s.setAside(stateSelf, err)
 		s.self = agentIdentity{}
 	}
@@ -123,6 +127,9 @@ func (s *agentState) load() error {
 		}
 		r := new(InstanceRecord)
 		err = s.read(e.Name(), r)
+		if unread(err) {
+			return err
+		}
 		if err == nil {
 			err = r.check(InstanceID(id))
 		}
@@ -176,6 +183,13 @@ func (s *agentState) setAside(name string, cause error) {
 	if err := os.Rename(path, path+stateDamaged); err != nil {
 		s.log.Error("cannot set aside", "file", path, "error", err)
 	}
+}
+
+// unread tells whether a file could not be read. Nobody knows what is in it then:
+// it is not damaged.
+func unread(err error) bool {
+	var p *fs.PathError
+	return errors.As(err, &p)
 }
 
 // list returns the records in the order of their ids.

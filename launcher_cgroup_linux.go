@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -35,34 +36,46 @@ func makeCgroup(dir string, attr *syscall.SysProcAttr) (*os.File, error) {
 // whether any is left. A cgroup that is not there has none.
 func killCgroup(dir string) (left bool, err error) {
 	err = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	if noCgroup(err) {
 		err = nil
 	}
-	return populated(dir), err
+	left, e := populated(dir)
+	return left, cmp.Or(err, e)
 }
 
 // populated reports whether a process lives in a cgroup or below it.
-func populated(dir string) bool {
+func populated(dir string) (bool, error) {
 	if dir == "" {
-		return false
+		return false, nil
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
-	return err == nil && bytes.Contains(b, []byte("populated 1"))
+	if err != nil && !noCgroup(err) {
+		return false, err
+	}
+	return bytes.Contains(b, []byte("populated 1")), nil
+}
+
+// noCgroup tells whether a cgroup could not be read since it has gone.
+func noCgroup(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
 }
 
 // cgroupProcs lists the processes of a cgroup.
-func cgroupProcs(dir string) []int {
+func cgroupProcs(dir string) ([]int, error) {
 	if dir == "" {
-		return nil
+		return nil, nil
 	}
-	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil && !noCgroup(err) {
+		return nil, err
+	}
 	var pids []int
 	for field := range strings.FieldsSeq(string(b)) {
 		if pid, err := strconv.Atoi(field); err == nil {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, nil
 }
 
 // removeCgroup removes an empty cgroup, with those that the instance made below

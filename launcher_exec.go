@@ -325,7 +325,7 @@ func (t *tree) sweep() error {
 		case time.Now().Before(deadline):
 			time.Sleep(pause)
 		case err != nil:
-			return fmt.Errorf("left %d processes running: %w", left, err)
+			return fmt.Errorf("may have left processes running: %w", err)
 		default:
 			return fmt.Errorf("left %d processes running", left)
 		}

@@ -2,8 +2,10 @@ package ssmmp
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -85,14 +87,16 @@ func (t *tree) awaitEnd() bool {
 // found alive, and why it could not send to one of them.
 func (t *tree) kill() (alive int, err error) {
 	// Found before the signal: then orphans still have their parents.
-	members := t.members()
+	members, err := t.members()
 	alive = len(members)
 	if t.cgroup != "" {
-		if left, e := killCgroup(t.cgroup); e != nil {
-			alive, err = max(alive, 1), e
-		} else if left {
+		left, e := killCgroup(t.cgroup)
+		if err = cmp.Or(e, err); left {
 			alive = max(alive, 1)
 		}
+	}
+	if err != nil {
+		alive = max(alive, 1) // for all that can be seen
 	}
 	if !t.adopted {
 		if e := syscall.Kill(-t.pid, syscall.SIGKILL); e != nil && e != syscall.ESRCH {
@@ -119,24 +123,34 @@ func (t *tree) release() {
 
 // members returns the processes of the tree that are alive: the first one, its
 // group, those that have its marks, those seen before, and all descendants of
-// any of these.
-func (t *tree) members() []procStat {
+// any of these. The error says that there may be others.
+func (t *tree) members() (members []procStat, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all, members []procStat
+	var all []procStat
 	children := make(map[int][]procStat) // others, by parent
 	self := os.Getpid()
-	for _, pid := range processIDs() {
+	pids, err := processIDs()
+	for _, pid := range pids {
+		s, e := readStat(pid)
+		if e != nil && !noProcess(e) {
+			err = cmp.Or(err, e)
+		}
 		// The kernel's own threads have no group.
-		if s, err := readStat(pid); err == nil && s.start >= t.start && s.pgrp != 0 && pid != self {
+		if e == nil && s.start >= t.start && s.pgrp != 0 && pid != self {
 			all = append(all, s)
 		}
 	}
-	grouped := t.hasGroup(all)
+	marked := func(s procStat) bool {
+		is, e := t.marked(s)
+		err = cmp.Or(err, e)
+		return is
+	}
+	grouped := t.hasGroup(all, marked)
 	for _, s := range all {
 		switch {
 		case !s.alive():
-		case t.isFirst(s) || grouped && s.pgrp == t.pid || t.saw(s) || t.marked(s):
+		case t.isFirst(s) || grouped && s.pgrp == t.pid || t.saw(s) || marked(s):
 			members = append(members, s)
 		default:
 			children[s.ppid] = append(children[s.ppid], s)
@@ -157,7 +171,7 @@ func (t *tree) members() []procStat {
 	for _, m := range members {
 		t.seen[m.pid] = m.start
 	}
-	return members
+	return members, err
 }
 
 // isFirst reports whether that is the tree's first process, alive or a zombie.
@@ -167,9 +181,9 @@ func (t *tree) isFirst(s procStat) bool {
 
 // hasGroup reports whether the group of the first process is the tree's. Its
 // id is taken as long as it has a member: so one of the tree's has to be there.
-func (t *tree) hasGroup(all []procStat) bool {
+func (t *tree) hasGroup(all []procStat, marked func(procStat) bool) bool {
 	return !t.adopted || slices.ContainsFunc(all, func(s procStat) bool {
-		return s.pgrp == t.pid && (t.isFirst(s) || t.saw(s) || s.alive() && t.marked(s))
+		return s.pgrp == t.pid && (t.isFirst(s) || t.saw(s) || s.alive() && marked(s))
 	})
 }
 
@@ -180,27 +194,33 @@ func (t *tree) saw(s procStat) bool {
 }
 
 // marked reports whether a process has the instance's marks in the environment
-// that it was executed with.
-func (t *tree) marked(s procStat) bool {
+// that it was executed with. One that may not be looked at has not.
+func (t *tree) marked(s procStat) (bool, error) {
 	if t.marks == nil {
-		return false
+		return false, nil
 	}
 	env, err := readEnviron(s.pid)
 	// A process in the middle of execve has no environment for a moment.
 	for try := 0; err == nil && len(env) == 0 && try < 5; try++ {
 		time.Sleep(time.Millisecond << try)
-		if now, err := readStat(s.pid); err != nil || !now.alive() {
-			return false
+		if now, err := readStat(s.pid); err == nil && !now.alive() {
+			return false, nil
 		}
 		env, err = readEnviron(s.pid)
+	}
+	if err != nil && (noProcess(err) || errors.Is(err, fs.ErrPermission)) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	entries := bytes.Split(env, []byte{0})
 	for _, mark := range t.marks { // each of them: one that is there twice proves nothing
 		if !slices.ContainsFunc(entries, func(e []byte) bool { return bytes.Equal(e, mark) }) {
-			return false
+			return false, nil
 		}
 	}
-	return true
+	return true, nil
 }
 
 // alive reports whether the process still runs: a zombie does not.
@@ -229,21 +249,30 @@ func killProcess(s procStat) error {
 	return nil
 }
 
+// noProcess tells whether what could not be read in /proc is of a process that
+// has gone.
+func noProcess(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+}
+
 // processIDs lists the processes that /proc shows; none where it is missing.
-func processIDs() []int {
+func processIDs() ([]int, error) {
 	dir, err := os.Open("/proc")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
+	names, err := dir.Readdirnames(-1)
 	pids := make([]int, 0, len(names))
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, err
 }
 
 func readStat(pid int) (procStat, error) {

@@ -28,8 +28,9 @@ func (t *tree) owns(c net.Conn) (owns, known bool) {
 	// A second look, for a socket that was on its way from a process to its
 	// child during the first.
 	for range 2 {
-		known = true
-		for _, m := range t.members() {
+		members, err := t.members()
+		known = err == nil
+		for _, m := range members {
 			holds, err := holdsFile(m, link)
 			if holds {
 				return true, true

@@ -35,18 +35,27 @@ func (c CommandLauncher) reattach(ctx context.Context, l Launch, id ProcessIdent
 	if id.Boot != "" && id.Boot != bootID() {
 		return nil, fmt.Errorf("it ran before this boot: %w", ErrNotFound)
 	}
+	if _, err := readStat(os.Getpid()); err != nil {
+		return nil, fmt.Errorf("processes cannot be seen: %w", err)
+	}
 	t := &tree{pid: id.PID, start: id.Start, marks: treeMarks(l), adopted: true, cgroup: id.Cgroup}
 	if t.cgroup == "" && id.PID == 0 && c.Cgroup != "" {
 		t.cgroup = cgroupOf(c.Cgroup, l)
 	}
 	if id.PID == 0 {
-		t.findFirst()
+		if err := t.findFirst(); err != nil {
+			return nil, err
+		}
 	}
 	alive, err := t.openFirst()
+	if err == nil && !alive {
+		alive, err = t.anyAlive()
+	}
 	if err != nil {
+		t.closeFirst()
 		return nil, err
 	}
-	if !alive && len(t.members()) == 0 && !populated(t.cgroup) {
+	if !alive {
 		t.release()
 		return nil, fmt.Errorf("nothing of it runs: %w", ErrNotFound)
 	}
@@ -109,8 +118,8 @@ func (p *adoptedProcess) Signal(name string) error {
 		return err
 	}
 	defer first.Release()
-	if !p.tree.firstAlive() {
-		return nil
+	if alive, err := p.tree.firstAlive(); !alive {
+		return err
 	}
 	// The handle came before the look, so it is of the process looked at.
 	if err := first.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -137,21 +146,43 @@ func endMarked(marks ...string) error {
 
 // findFirst looks for the first process of a tree of which only the marks and
 // the cgroup are known: it leads its own group and started before all others.
-func (t *tree) findFirst() {
-	members := t.members()
-	for _, pid := range cgroupProcs(t.cgroup) {
-		if s, err := readStat(pid); err == nil && s.alive() {
+func (t *tree) findFirst() error {
+	members, err := t.members()
+	if err != nil {
+		return err
+	}
+	pids, err := cgroupProcs(t.cgroup)
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		s, err := readStat(pid)
+		if err != nil && !noProcess(err) {
+			return err
+		}
+		if err == nil && s.alive() {
 			members = append(members, s)
 		}
 	}
 	members = slices.DeleteFunc(members, func(s procStat) bool { return s.pid != s.pgrp })
 	if len(members) == 0 {
-		return
+		return nil
 	}
 	first := slices.MinFunc(members, func(a, b procStat) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.pid, b.pid))
 	})
 	t.pid, t.start = first.pid, first.start
+	return nil
+}
+
+// anyAlive reports whether anything lives of a tree whose first process does
+// not.
+func (t *tree) anyAlive() (bool, error) {
+	members, err := t.members()
+	if err != nil || len(members) > 0 {
+		return len(members) > 0, err
+	}
+	return populated(t.cgroup)
 }
 
 // openFirst takes a handle of the first process and reports whether that is
@@ -172,11 +203,11 @@ func (t *tree) openFirst() (alive bool, err error) {
 	default:
 		// Not here: the process is looked at from time to time.
 	}
-	if t.firstAlive() {
-		return true, nil
+	alive, err = t.firstAlive()
+	if !alive {
+		t.closeFirst()
 	}
-	t.closeFirst()
-	return false, nil
+	return alive, err
 }
 
 // awaitFirst blocks until the first process of an adopted tree has ended.
@@ -192,7 +223,10 @@ func (t *tree) awaitFirst() {
 			return
 		}
 	}
-	for t.firstAlive() {
+	for {
+		if alive, err := t.firstAlive(); err == nil && !alive {
+			return
+		}
 		time.Sleep(stateLook)
 	}
 }
@@ -209,10 +243,14 @@ func readable(fd uintptr) bool {
 	return errno == 0 && n == 1
 }
 
-// firstAlive reports whether the first process of an adopted tree lives.
-func (t *tree) firstAlive() bool {
+// firstAlive reports whether the first process of an adopted tree lives. With an
+// error it is not known.
+func (t *tree) firstAlive() (bool, error) {
 	s, err := readStat(t.pid)
-	return err == nil && s.alive() && s.start == t.start
+	if err != nil && !noProcess(err) {
+		return false, err
+	}
+	return err == nil && s.alive() && s.start == t.start, nil
 }
 
 func (t *tree) closeFirst() {
