@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -383,3 +384,34 @@ func TestAgentStateUnread(t *testing.T) {
 		}
 	}
 }
+
+// A launch that hangs, and is killed again and again, is killed once when it is
+// there: nothing gathers meanwhile.
+func TestAgentKillWhileLaunching(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		goOn, kills := make(chan struct{}), new(atomic.Int32)
+		services := map[string]Launcher{"mid": launcherFunc(func(context.Context, Launch) (Process, error) {
+			<-goOn
+			return &countedProcess{foundProcess{ended: make(chan struct{})}, kills}, nil
+		})}
+		s := newLifeMesh(t, ManagerConfig{StartTimeout: time.Second}, 1, services)
+		defer s.close()
+		gw := s.begin()
+		if _, err := gw.Dial(t.Context(), "P"); !errors.Is(err, ErrStartTimeout) {
+			t.Errorf("dial: %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		close(goOn)
+		time.Sleep(time.Minute)
+		if n := kills.Load(); n != 1 && n != 2 { // one that waited, one for a kill asked for meanwhile
+			t.Errorf("killed %d times", n)
+		}
+	})
+}
+
+type countedProcess struct {
+	foundProcess
+	kills *atomic.Int32
+}
+
+func (p *countedProcess) Kill() error { p.kills.Add(1); return p.foundProcess.Kill() }

@@ -95,8 +95,10 @@ func openAgentState(dir string, log hclog.Logger) (*agentState, error) {
 func (s *agentState) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
-	s.lock.Close()
+	if !s.closed {
+		s.closed = true
+		unlockFile(s.lock)
+	}
 }
 
 func (s *agentState) load() error {

@@ -22,6 +22,8 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
+func unlockFile(f *os.File) { f.Close() }
+
 // syncDir makes what was renamed in a directory durable.
 func syncDir(dir string) error {
 	f, err := os.Open(dir)

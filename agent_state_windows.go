@@ -19,5 +19,7 @@ func lockFile(path string) (*os.File, error) {
 	return os.NewFile(uintptr(h), path), nil
 }
 
+func unlockFile(f *os.File) { f.Close() }
+
 // syncDir does nothing: a rename is durable here when the file is.
 func syncDir(string) error { return nil }

@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -31,6 +32,21 @@ func TestFixedPoints(t *testing.T) {
 		l, err := ParseLaunch([]string{"A", "7", addr, "", ""}, unset)
 		if err != nil || l.Agent != agent {
 			t.Errorf("an instance on %s looks for its agent at %q, %v", addr, l.Agent, err)
+		}
+	}
+}
+
+// Every fault of a configuration is reported, at once.
+func TestManagerConfigFaults(t *testing.T) {
+	t.Parallel()
+	cfg := ManagerConfig{KeepBytes: -1 << 40, HealthMisses: -1, KeepFor: -1, StormBrake: 2, FirstPort: 2, LastPort: 1, FirstMessage: -1}
+	err := cfg.Validate()
+	if err == nil {
+		t.Fatal("no fault")
+	}
+	for _, field := range []string{"Graphs", "KeepBytes: -1099511627776", "HealthMisses", "KeepFor", "StormBrake", "FirstPort", "FirstMessage"} {
+		if !strings.Contains(err.Error(), "ManagerConfig."+field) {
+			t.Errorf("%s is not among the faults:\n%v", field, err)
 		}
 	}
 }

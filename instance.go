@@ -60,6 +60,22 @@ func (c *JoinConfig) Validate() error {
 	if _, _, err := net.SplitHostPort(l.Agent); err != nil {
 		fault("Launch.Agent", strconv.Quote(l.Agent), "not host:port")
 	}
+	names := map[string]bool{} // after their kind
+	named := func(field, kind, name string, valid bool, value any) {
+		switch {
+		case !valid:
+			fault(field, value, "not the "+kind+" of a graph")
+		case names[kind+name]:
+			fault(field, value, "another "+kind+" has this name")
+		}
+		names[kind+name] = true
+	}
+	for n, s := range l.Sockets {
+		named(fmt.Sprintf("Launch.Sockets[%d]", n), "socket", s.Socket, ValidName(s.Socket) && s.Port != 0, s)
+	}
+	for n, p := range l.Plugs {
+		named(fmt.Sprintf("Launch.Plugs[%d]", n), "plug", p.Plug, ValidName(p.Plug) && ValidName(p.Socket) && ValidName(p.Service), p)
+	}
 	if c.DialTimeout < 0 {
 		fault("DialTimeout", c.DialTimeout, "negative")
 	}

@@ -63,10 +63,14 @@ func TestJoinFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		good := Launch{Service: "A", ID: 7, Address: nodeAddr, Agent: "localhost:55556"}
+		good := Launch{Service: "A", ID: 7, Address: nodeAddr, Agent: "localhost:55556", Sockets: []SocketPort{{"S", 54000}}, Plugs: []PlugTarget{{"S", "S", "B"}, {"P", "S", "B"}}}
 		for _, edit := range []func(*Launch){
 			func(l *Launch) { l.Service = "" }, func(l *Launch) { l.Service = "a b" }, func(l *Launch) { l.ID = 0 },
 			func(l *Launch) { l.ID = -1 }, func(l *Launch) { l.Address = netip.Addr{} }, func(l *Launch) { l.Agent = "" },
+			func(l *Launch) { l.Sockets = []SocketPort{{"a b", 54000}} }, func(l *Launch) { l.Sockets = []SocketPort{{"S1", 0}} },
+			func(l *Launch) { l.Sockets = []SocketPort{{"S1", 54000}, {"S1", 54001}} },
+			func(l *Launch) { l.Plugs = []PlugTarget{{"", "S", "B"}} }, func(l *Launch) { l.Plugs = []PlugTarget{{"P", "S~", "B"}} },
+			func(l *Launch) { l.Plugs = []PlugTarget{{"P", "S", ""}} }, func(l *Launch) { l.Plugs = []PlugTarget{{"P", "S", "B"}, {"P", "S", "C"}} },
 		} {
 			l := good
 			edit(&l)

@@ -137,10 +137,13 @@ func (c *ManagerConfig) Validate() error {
 	for _, n := range []struct {
 		field string
 		value int
-	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}, {"CheckpointAfter", c.CheckpointAfter}, {"KeepBytes", int(c.KeepBytes)}} {
+	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}, {"CheckpointAfter", c.CheckpointAfter}} {
 		if n.value < 0 {
 			fault(n.field, n.value, "negative")
 		}
+	}
+	if c.KeepBytes < 0 {
+		fault("KeepBytes", c.KeepBytes, "negative")
 	}
 	if !(c.StormBrake <= 1) {
 		fault("StormBrake", c.StormBrake, "more than all")
