@@ -657,7 +657,9 @@ var instanceStates = [...]InstanceState{
 
 // Snapshot returns the state.
 func (c *ManagerCore) Snapshot() Snapshot {
-	s := Snapshot{Seq: c.seq, Storm: c.storm}
+	s := Snapshot{Seq: c.seq, Storm: c.storm,
+		Agents: slices.Grow[[]AgentStatus](nil, len(c.agents)), Instances: slices.Grow[[]InstanceStatus](nil, len(c.instances)),
+		Sessions: slices.Grow[[]SessionStatus](nil, c.sessions.live)}
 	known := map[string]bool{}
 	for _, a := range c.apps {
 		s.Graphs = append(s.Graphs, GraphStatus{Name: a.name, Retiring: a.retiring})

@@ -171,6 +171,11 @@ func (f *SimulationFailure) Error() string {
 	return fmt.Sprintf("at %v, event %d: broken: %s: %s", f.At, f.Event, f.Invariant, f.Detail)
 }
 
+const (
+	simMostNodes = 1 << 14
+	simLongest   = 10 * 365 * 24 * time.Hour
+)
+
 // Validate reports every fault of the description at once.
 func (s *Simulation) Validate() error {
 	var faults []error
@@ -180,11 +185,19 @@ func (s *Simulation) Validate() error {
 	if len(s.Nodes) == 0 {
 		fault("Nodes", "none", "instances need a node")
 	}
-	if len(s.Nodes) > 1<<16 {
-		fault("Nodes", len(s.Nodes), "more than 65536")
+	if len(s.Nodes) > simMostNodes {
+		fault("Nodes", len(s.Nodes), fmt.Sprintf("more than %d, which a Manager does not take", simMostNodes))
 	}
-	if s.For <= 0 {
-		fault("For", s.For, "not positive")
+	if s.For <= 0 || s.For > simLongest {
+		fault("For", s.For, "not positive, or more than ten years")
+	}
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{{"Latency", s.Latency}, {"Jitter", s.Jitter}, {"Commit", s.Commit}, {"Config.DialTimeout", s.Config.DialTimeout}} {
+		if d.value < 0 || d.value > simLongest {
+			fault(d.field, d.value, "negative, or more than ten years")
+		}
 	}
 	services := map[string]bool{}
 	graphs := map[string]bool{}
@@ -225,11 +238,11 @@ func (s *Simulation) Validate() error {
 		if !graphs[l.Graph] {
 			fault(field+".Graph", l.Graph, "no such graph")
 		}
-		if l.Every <= 0 {
-			fault(field+".Every", l.Every, "not positive")
+		if l.Every <= 0 || l.Every > simLongest {
+			fault(field+".Every", l.Every, "not positive, or more than ten years")
 		}
-		if l.Hold < 0 {
-			fault(field+".Hold", l.Hold, "negative")
+		if l.Hold < 0 || l.Hold > simLongest {
+			fault(field+".Hold", l.Hold, "negative, or more than ten years")
 		}
 	}
 	for i, f := range s.Faults {

@@ -133,7 +133,7 @@ func (m *simManager) crash() {
 // committed notes events that the store holds from now on.
 func (m *simManager) committed(events []ssmmp.Event) {
 	m.s.check.committed(events)
-	if !m.s.sim.Forgets && !m.s.sim.Quiet {
+	if !m.s.sim.Forgets && len(m.s.sim.Faults) > 0 { // else no other will go on from it
 		m.store = append(m.store, events...)
 	}
 }

@@ -475,7 +475,9 @@ func (p *simProc) load(l *SimulationLoad) {
 		if s.now >= until || p.ended || p.draining {
 			return
 		}
-		p.dial(p.launch.Plugs[p.rand.n(len(p.launch.Plugs))].Plug, p.rand.between(0, 2*l.Hold), true)
+		if p.joined { // else it has nothing to dial with yet
+			p.dial(p.launch.Plugs[p.rand.n(len(p.launch.Plugs))].Plug, p.rand.between(0, 2*l.Hold), true)
+		}
 		p.load(l)
 	})
 }

@@ -17,7 +17,7 @@ const (
 	simBusy = 1 << 20
 	// simCheckShare is how many events there are between two comparisons of
 	// the whole state for each part of a large mesh.
-	simCheckShare = 4
+	simCheckShare = 16
 )
 
 // A simRun is a Simulation that is being played.

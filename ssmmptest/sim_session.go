@@ -219,7 +219,7 @@ func (d *simDialing) connected(q *simProc, target netip.AddrPort) {
 		if closer == dst {
 			s.after(&q.simActor, d.hold, func() { dst.close(ssmmp.StatusSessionClosed) })
 		}
-		if x.chain > 0 && len(q.launch.Plugs) > 0 && !dst.over {
+		if x.chain > 0 && len(q.launch.Plugs) > 0 && !dst.over && q.joined {
 			q.dial(q.launch.Plugs[q.rand.n(len(q.launch.Plugs))].Plug, x.chain*3/4, true)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,8 @@ type simSum struct {
 // playSeeds plays n seeds from base on, on all processors, until limit of them
 // failed.
 func playSeeds(t testing.TB, base uint64, n, limit int) *simSum {
+	// A small mesh leaves little to collect: most of a collection is what each costs.
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
 	sum := &simSum{failed: map[uint64]*SimulationFailure{}}
 	var next, failed atomic.Int64
 	var wg sync.WaitGroup

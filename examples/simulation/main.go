@@ -5,7 +5,7 @@
 //
 //	go run ./examples/simulation
 //	go run ./examples/simulation -graph shop -nodes 20 -every 2s -faults 10 -svg shop.svg
-//	go run ./examples/simulation -graph shop -set IdleAfter=10s -against IdleAfter=10m -csv idle.csv -svg idle.svg
+//	go run ./examples/simulation -graph shop -seeds 5 -set IdleAfter=10s -against IdleAfter=10m -csv idle.csv -svg idle.svg
 //	go run ./examples/simulation -graph generated -services 4000 -nodes 100 -every 1m
 //
 // What runs is the production code of the Manager, of the agents and of the
@@ -52,6 +52,30 @@ type plan struct {
 	compare    bool
 	csv, svg   string
 	transcript string
+}
+
+// String says what is played.
+func (p *plan) String() string {
+	s := fmt.Sprintf("%s: %d services, %d nodes, %s, a call every %s", p.graph.Name, len(p.graph.Services), p.nodes, span(p.length), span(p.every))
+	if p.faults > 0 {
+		s += fmt.Sprintf(", %d faults", p.faults)
+	}
+	if p.seeds > 1 {
+		return s + fmt.Sprintf(", seeds %d to %d", p.seed, p.seed+uint64(p.seeds)-1)
+	}
+	return s + fmt.Sprintf(", seed %d", p.seed)
+}
+
+// span writes a duration without units that are zero.
+func span(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
 }
 
 func run(args []string, out, progress io.Writer) error {
@@ -101,7 +125,7 @@ func run(args []string, out, progress io.Writer) error {
 			return err
 		}
 	}
-	fmt.Fprintf(out, "%s: %d services, %d nodes, %v, %d seeds from %d\n\n", p.graph.Name, len(p.graph.Services), p.nodes, p.length, p.seeds, p.seed)
+	fmt.Fprintf(out, "%s\n\n", p)
 	writeTable(out, studies)
 	if p.csv != "" {
 		if err := writeCSV(files[p.csv], studies); err != nil {
@@ -109,7 +133,7 @@ func run(args []string, out, progress io.Writer) error {
 		}
 	}
 	if p.svg != "" {
-		if err := writeSVG(files[p.svg], p.graph.Name, studies); err != nil {
+		if err := writeSVG(files[p.svg], p.String(), p.length, studies); err != nil {
 			return fmt.Errorf("%s: %w", p.svg, err)
 		}
 	}
@@ -162,12 +186,20 @@ func parsePlan(args []string, usage io.Writer) (*plan, error) {
 		}
 	}
 	check(p.nodes > 0 && p.nodes <= 10_000, "-nodes %d: not between 1 and 10000", p.nodes)
-	check(p.length > 0, "-for %v: not positive", p.length)
-	check(p.every > 0, "-every %v: not positive", p.every)
-	check(p.hold > 0, "-hold %v: not positive", p.hold)
-	check(p.latency >= 0, "-latency %v: negative", p.latency)
+	const year = 365 * 24 * time.Hour
+	check(p.length >= time.Second && p.length <= year, "-for %v: not between 1s and %v", p.length, year)
+	check(p.every >= time.Millisecond && p.every <= year, "-every %v: not between 1ms and %v", p.every, year)
+	check(p.hold > 0 && p.hold <= year, "-hold %v: not positive, or more than %v", p.hold, year)
+	check(p.latency >= 0 && p.latency <= time.Second, "-latency %v: not between 0 and 1s", p.latency)
 	check(p.faults >= 0 && p.faults <= 10_000, "-faults %d: not between 0 and 10000", p.faults)
 	check(p.seeds > 0 && p.seeds <= 1000, "-seeds %d: not between 1 and 1000", p.seeds)
+	names := map[string]string{}
+	for _, f := range [][2]string{{"-csv", p.csv}, {"-svg", p.svg}, {"-transcript", p.transcript}} {
+		if f[1] != "" {
+			check(names[f[1]] == "", "%s %s: that is the file of %s", f[0], f[1], names[f[1]])
+			names[f[1]] = f[0]
+		}
+	}
 	if p.kind != "" {
 		if _, err := faultKind(p.kind); err != nil {
 			faults = append(faults, err)
@@ -186,7 +218,7 @@ func parsePlan(args []string, usage io.Writer) (*plan, error) {
 
 // simulation describes one run.
 func (p *plan) simulation(set settings, seed uint64) (ssmmptest.Simulation, error) {
-	s := ssmmptest.Simulation{Seed: seed, Graphs: []*ssmmp.Graph{p.graph}, For: p.length, Latency: p.latency, Jitter: p.latency,
+	s := ssmmptest.Simulation{Seed: seed, Graphs: []*ssmmp.Graph{p.graph}, For: p.length, Quiet: true, Latency: p.latency, Jitter: p.latency,
 		Load: []ssmmptest.SimulationLoad{{Graph: p.graph.Name, Every: p.every, Hold: p.hold}}}
 	for range p.nodes {
 		s.Nodes = append(s.Nodes, ssmmptest.SimulationNode{})

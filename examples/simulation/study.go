@@ -138,8 +138,8 @@ func writeTable(out io.Writer, studies []*study) {
 	}
 	of("instances running", func(x sample) int { return x.Instances })
 	of("sessions open", func(x sample) int { return x.Sessions })
-	row("things that happened", func(st *study) string { return strconv.Itoa(st.sum(func(s *series) int { return s.events })) })
-	row("hash of all that", func(st *study) string {
+	row("events", func(st *study) string { return strconv.Itoa(st.sum(func(s *series) int { return s.events })) })
+	row("hash of all events", func(st *study) string {
 		var h uint64
 		for _, s := range st.runs {
 			h = h*1099511628211 ^ s.hash
@@ -190,11 +190,14 @@ func writeCSV(out io.Writer, studies []*study) error {
 	for _, st := range studies {
 		for _, s := range st.runs {
 			for _, x := range s.samples {
+				p50, p90, p99, longest := "", "", "", "" // where nothing was set up
+				if len(x.took) > 0 {
+					p50, p90 = milliseconds(quantile(x.took, 0.5)), milliseconds(quantile(x.took, 0.9))
+					p99, longest = milliseconds(quantile(x.took, 0.99)), milliseconds(quantile(x.took, 1))
+				}
 				w.Write([]string{st.name, strconv.FormatUint(s.seed, 10), strconv.FormatFloat(x.At.Seconds(), 'f', 3, 64),
 					strconv.Itoa(x.Agents), strconv.Itoa(x.Instances), strconv.Itoa(x.Sessions), strconv.Itoa(x.Starts),
-					strconv.Itoa(x.Dials), strconv.Itoa(x.Failed), strconv.Itoa(len(x.took)),
-					milliseconds(quantile(x.took, 0.5)), milliseconds(quantile(x.took, 0.9)),
-					milliseconds(quantile(x.took, 0.99)), milliseconds(quantile(x.took, 1))})
+					strconv.Itoa(x.Dials), strconv.Itoa(x.Failed), strconv.Itoa(len(x.took)), p50, p90, p99, longest})
 			}
 		}
 	}
@@ -221,7 +224,7 @@ func newProgress(out io.Writer, name string, runs int) *progress {
 func (p *progress) at(run int, part float64) {
 	if now := time.Now(); now.Sub(p.shown) >= progressEvery {
 		p.shown, p.any = now, true
-		fmt.Fprintf(p.out, "\r%s: %3.0f %% of %d runs", p.name, 100*(float64(run)+min(1, part))/float64(p.runs), p.runs)
+		fmt.Fprintf(p.out, "\r%s: run %d of %d, %3.0f %%", p.name, run+1, p.runs, 100*(float64(run)+min(1, part))/float64(p.runs))
 	}
 }
 
