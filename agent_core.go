@@ -470,7 +470,10 @@ func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 	case c.fenced(m):
 	case m.Status.Success():
 		c.registered, c.hears = true, m.Extension(extHeard) != ""
-		c.eachReport(func(m Message) { c.send(c.manager, m) })
+		c.eachReport(func(m Message) {
+			markAgain(m, 0)
+			c.send(c.manager, m)
+		})
 		if !c.hears {
 			c.heard(len(c.reports))
 			c.reports = nil
@@ -629,6 +632,18 @@ func addressOf(m Message) netip.Addr {
 		return m.ServiceInstanceNetworkAddress
 	}
 	return netip.Addr{}
+}
+
+// markAgain says of a report that a session closed that it may have been sent
+// before. When it arrives its ports may be those of another session. request is
+// the id of the session_request that it came of, 0 if that is not known.
+func markAgain(m Message, request int64) {
+	switch m.(type) {
+	case *SourceSessionCloseInfo, *DestSessionCloseInfo:
+		if h := m.Head(); h.Extension(extAgain) == "" {
+			h.Extensions = append(h.Extensions, Extension{extAgain, strconv.FormatInt(request, 10)})
+		}
+	}
 }
 
 // stripSecret takes the proof out of a message before it is relayed.

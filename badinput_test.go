@@ -340,7 +340,7 @@ func TestBadConduct(t *testing.T) {
 		{"messages before registration are dropped, requests refused with 401", func(t *testing.T) {
 			w := newWire(t, ManagerConfig{})
 			p := dialRaw(t, w.address)
-			p.say("session_ack", "4", relabel(ackLines(1, "54000"), "agent_to_Manager")...)
+			p.say("session_ack", "4", relabel(ackLines(1, 40112, "54000"), "agent_to_Manager")...)
 			p.say("session_request", "5", request...)
 			status(t, p.hear("session_response"), "401")
 			if got := register(p, "127.0.0.1", "1"); got != "200" || w.m.Dropped() != 2 {
@@ -404,7 +404,7 @@ func TestBadConduct(t *testing.T) {
 			before := w.m.Snapshot()
 			other.say("session_request", "5", request...)
 			status(t, other.hear("session_response"), "403")
-			other.say("session_ack", "5", relabel(ackLines(1, "54000"), "agent_to_Manager")...)
+			other.say("session_ack", "5", relabel(ackLines(1, 40112, "54000"), "agent_to_Manager")...)
 			other.say("service_instance_termination_info", "6", toManager, "service_name: A", "service_instance_id: 1", "service_instance_network_address: 127.0.0.1")
 			other.say("service_instance_health_response", "1", toManager, "service_instance_id: 1", "status: 410")
 			register(other, otherNode, "7")
@@ -446,7 +446,7 @@ func TestBadConduct(t *testing.T) {
 				}
 			}
 			again()
-			p.say("session_ack", "5", relabel(ackLines(1, first["dest_socket_port"]), "agent_to_Manager")...)
+			p.say("session_ack", "5", relabel(ackLines(1, 40112, first["dest_socket_port"]), "agent_to_Manager")...)
 			again()
 			if s := w.m.Snapshot(); len(s.Instances) != 2 || len(s.Sessions) != 1 {
 				t.Errorf("%+v", s)

@@ -151,6 +151,12 @@
 //   - x_epoch in initiation_response and agent_health_control_request: which of
 //     several Managers this is, by the epoch of its [Store]. Agents obey the one
 //     with the greatest that they heard of.
+//   - x_again in a close info that may have been sent before: the message id of
+//     the session_request that the session came of, or 0 where its sender does not
+//     know it. Meanwhile another session may have its ports: where that cannot be
+//     told the Manager asks first, with x_ask in a close request. An instance
+//     that knows the line closes nothing and answers 404, or 302 when that session
+//     is open.
 //   - x_exit in a termination_info that an agent sends for a process that ended:
 //     its exit code or signal.
 //   - x_reason in a failed session_response or execution_response, and in the

@@ -11,6 +11,8 @@ import (
 const (
 	extAgent     = "x_agent"     // initiation_request: identity of the agent's process
 	extInstances = "x_instances" // initiation_request: the ids of what it runs, "7, +2" for 7 and 9
+	extAgain     = "x_again"     // close info: it may have been sent before; the id of the session_request, or 0
+	extAsk       = "x_ask"       // close request: nothing is to be closed, only to be said whether it is open
 	extHeard     = "x_heard"     // initiation_response, agent_health_control_request: the last health answer that the Manager has; service_instance_health_request: how many reports
 	extExit      = "x_exit"      // termination_info: exit code or signal
 	extEpoch     = "x_epoch"     // initiation_response, agent_health_control_request: which Manager of several; the greatest counts

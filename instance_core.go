@@ -89,8 +89,9 @@ type InstanceCore struct {
 
 // An instanceReport is a message that may have to be sent again.
 type instanceReport struct {
-	msg  Message
-	size int // of its line, in bytes
+	msg     Message
+	size    int   // of its line, in bytes
+	request int64 // of the session whose end it tells, if its source does
 }
 
 // A heardState says whether an agent tells which reports the Manager has.
@@ -125,6 +126,7 @@ type sessionEnd struct {
 	dest     InstanceID
 	peer     netip.AddrPort
 	port     uint16  // this end's
+	request  int64   // message id of the session_request, at the source
 	askedIDs []int64 // message ids of the close requests to answer
 }
 
@@ -188,7 +190,10 @@ func (c *InstanceCore) send(m Message) {
 // report is kept until it is known to have arrived, because an agent that dies
 // takes with it what it had not passed on; an answer only while the agent is
 // away, for the Manager asks again.
-func (c *InstanceCore) report(m Message) {
+func (c *InstanceCore) report(m Message) { c.reportOf(m, 0) }
+
+// reportOf is report for the end of the session that came of a request.
+func (c *InstanceCore) reportOf(m Message, request int64) {
 	answer := true
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
@@ -198,21 +203,22 @@ func (c *InstanceCore) report(m Message) {
 		c.send(m)
 	}
 	if !c.up || !answer && c.hears != heardNever {
-		c.keep(m)
+		c.keep(m, request)
 	}
 }
 
-func (c *InstanceCore) keep(m Message) {
-	line, _ := AppendMessage(nil, m) // a message that cannot be sent is warned of when it is
-	for c.up && len(c.reports) > 0 && c.kept+len(line) > maxReports {
+func (c *InstanceCore) keep(m Message, request int64) {
+	line, _ := AppendMessage(nil, m)                           // a message that cannot be sent is warned of when it is
+	size := len(line) + len(" ~ x_again: 9223372036854775807") // as it is sent again
+	for c.up && len(c.reports) > 0 && c.kept+size > maxReports {
 		c.arrived(1) // it was sent long ago
 	}
-	if c.kept+len(line) > maxReports {
+	if c.kept+size > maxReports {
 		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
 		return
 	}
-	c.kept += len(line)
-	c.reports = append(c.reports, instanceReport{m, len(line)})
+	c.kept += size
+	c.reports = append(c.reports, instanceReport{m, size, request})
 }
 
 // arrived forgets the oldest reports.
@@ -242,7 +248,7 @@ func (c *InstanceCore) Unsent(m Message) {
 	switch m.(type) {
 	case *SessionAck, *SourceSessionCloseInfo, *DestSessionCloseInfo, *TerminationInfo:
 		if c.hears == heardNever {
-			c.keep(m)
+			c.keep(m, 0)
 		}
 	}
 }
@@ -263,7 +269,8 @@ func (c *InstanceCore) hello() {
 	reports := c.reports
 	c.reports, c.kept, c.gone, c.hears = nil, 0, 0, heardUnknown
 	for _, r := range reports {
-		c.report(r.msg)
+		markAgain(r.msg, r.request)
+		c.reportOf(r.msg, r.request)
 	}
 }
 
@@ -324,10 +331,10 @@ func (c *InstanceCore) message(m Message) {
 		c.sessionResponse(m)
 	case *SourceSessionCloseRequest:
 		peer := netip.AddrPortFrom(m.DestServiceInstanceNetworkAddress, m.DestSocketNewPort)
-		c.closeRequest(m.MessageID, endKey{true, m.SourcePlugPort, peer}, m.SourcePlugName)
+		c.closeRequest(&m.Header, endKey{true, m.SourcePlugPort, peer}, m.SourcePlugName)
 	case *DestSessionCloseRequest:
 		peer := netip.AddrPortFrom(m.SourceServiceInstanceNetworkAddress, m.SourcePlugPort)
-		c.closeRequest(m.MessageID, endKey{false, m.DestSocketNewPort, peer}, m.DestSocketName)
+		c.closeRequest(&m.Header, endKey{false, m.DestSocketNewPort, peer}, m.DestSocketName)
 	case *GracefulShutdownRequest:
 		c.drainID = m.MessageID
 		if !c.drain {
@@ -375,7 +382,7 @@ func (c *InstanceCore) dialed(in InstanceInput) {
 	if d == nil {
 		return
 	}
-	c.add(in.Conn, &sessionEnd{source: true, target: d.target, dest: d.dest, peer: in.Peer, port: in.Port})
+	c.add(in.Conn, &sessionEnd{source: true, target: d.target, dest: d.dest, peer: in.Peer, port: in.Port, request: id})
 	c.ack(id, d, in.Port, in.Peer.Port(), StatusOK)
 }
 
@@ -424,11 +431,11 @@ func (c *InstanceCore) connClosed(conn uint64, status Status) {
 		return
 	}
 	if e.source {
-		c.report(&SourceSessionCloseInfo{Header: Header{MessageID: c.nextID(), SubType: SourceServiceToAgent},
+		c.reportOf(&SourceSessionCloseInfo{Header: Header{MessageID: c.nextID(), SubType: SourceServiceToAgent},
 			SourceServiceName: c.launch.Service, SourceServiceInstanceID: c.launch.ID, SourceServiceInstanceNetworkAddress: c.launch.Address,
 			SourcePlugName: e.target.Plug, SourcePlugPort: e.port, DestServiceName: e.target.Service, DestServiceInstanceID: e.dest,
 			DestServiceInstanceNetworkAddress: e.peer.Addr(), DestSocketName: e.target.Socket,
-			DestSocketPort: e.peer.Port(), DestSocketNewPort: e.peer.Port(), Status: status})
+			DestSocketPort: e.peer.Port(), DestSocketNewPort: e.peer.Port(), Status: status}, e.request)
 		return
 	}
 	c.report(&DestSessionCloseInfo{Header: Header{MessageID: c.nextID(), SubType: DestServiceToAgent},
@@ -439,11 +446,16 @@ func (c *InstanceCore) connClosed(conn uint64, status Status) {
 
 // closeRequest has a session closed, or answers that there is none. name is
 // its plug at the source and its socket at the destination.
-func (c *InstanceCore) closeRequest(messageID int64, key endKey, name string) {
+func (c *InstanceCore) closeRequest(h *Header, key endKey, name string) {
+	messageID := h.MessageID
 	conn, ok := c.byPorts[key]
 	e := c.conns[conn]
 	if !ok || key.source && e.target.Plug != name || !key.source && e.target.Socket != name {
 		c.sendCloseResponse(key.source, messageID, StatusNotFound)
+		return
+	}
+	if h.Extension(extAsk) != "" {
+		c.sendCloseResponse(key.source, messageID, StatusStillOpen)
 		return
 	}
 	if slices.Contains(e.askedIDs, messageID) {

@@ -286,10 +286,10 @@ func TestManagerModel(t *testing.T) {
 			"closed by an end": func(t *rapid.T) {
 				s := pickOne(t, "session", m.sessions)
 				b := m.b.id
-				src := &SourceSessionCloseInfo{Header: Header{MessageID: 70, SubType: AgentToManager}, SourceServiceName: "A", SourceServiceInstanceID: 1,
+				src := &SourceSessionCloseInfo{Header: Header{MessageID: 1000 + 2*s.request, SubType: AgentToManager}, SourceServiceName: "A", SourceServiceInstanceID: 1,
 					SourceServiceInstanceNetworkAddress: modelNodeA, SourcePlugName: "P1", SourcePlugPort: s.port, DestServiceName: "B", DestServiceInstanceID: b,
 					DestServiceInstanceNetworkAddress: modelNodeB, DestSocketName: "S1", DestSocketPort: 54000, DestSocketNewPort: 54000, Status: StatusSessionClosed}
-				dst := &DestSessionCloseInfo{Header: Header{MessageID: 71, SubType: AgentToManager}, SourceServiceInstanceNetworkAddress: modelNodeA, SourcePlugPort: s.port,
+				dst := &DestSessionCloseInfo{Header: Header{MessageID: 1001 + 2*s.request, SubType: AgentToManager}, SourceServiceInstanceNetworkAddress: modelNodeA, SourcePlugPort: s.port,
 					DestServiceName: "B", DestServiceInstanceID: b, DestServiceInstanceNetworkAddress: modelNodeB, DestSocketName: "S1", DestSocketPort: 54000,
 					DestSocketNewPort: 54000, Status: StatusSessionBroken}
 				first, second := m.message(modelNodeA, src), m.message(modelNodeB, dst)

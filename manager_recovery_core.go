@@ -59,6 +59,7 @@ type (
 		Address   netip.Addr `json:"address,omitzero"`
 		Port      uint16     `json:"port,omitempty"`
 		Status    Status     `json:"status"`
+		Opened    bool       `json:"opened,omitempty"`
 	}
 	// checkpointDetail is that of EventCheckpointBegan and EventCheckpointEnded.
 	checkpointDetail struct {
@@ -272,7 +273,7 @@ func (c *ManagerCore) Checkpoint() []Event {
 		r := &i.answers
 		for n := range r.ring {
 			a := r.ring[(r.next+n)%len(r.ring)]
-			d.Answers = append(d.Answers, answerDetail{a.messageID, a.edge, a.dest, a.address, a.port, a.status})
+			d.Answers = append(d.Answers, answerDetail{a.messageID, a.edge, a.dest, a.address, a.port, a.status, a.opened})
 		}
 		add(c.about(i, Event{Kind: EventInstanceRequested, CauseSeq: i.began, Sockets: i.sockets, Detail: toDetail(d)}))
 	}
@@ -369,7 +370,7 @@ func (c *ManagerCore) restoreInstance(i *instance) {
 	i.why, i.failure, i.newestMessage, i.stopping, i.unwell = d.Why, d.Failure, d.Newest, d.Stopping, d.Unwell
 	for _, a := range d.Answers {
 		if a.Edge >= 0 && a.Edge < len(i.v.edges) {
-			i.answers.add(sessionAnswer{a.MessageID, a.Edge, a.Dest, a.Address, a.Port, a.Status})
+			i.answers.add(sessionAnswer{a.MessageID, a.Edge, a.Dest, a.Address, a.Port, a.Status, a.Opened})
 		}
 	}
 }

@@ -3,6 +3,7 @@ package ssmmp
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -70,7 +71,7 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 				return
 			}
 			dst := c.slots[s.dst]
-			c.answer(src, sessionAnswer{m.MessageID, edge, dst.id, dst.a.addr, dst.port(src.v.edges[edge].socket), StatusOK})
+			c.answer(src, sessionAnswer{m.MessageID, edge, dst.id, dst.a.addr, dst.port(src.v.edges[edge].socket), StatusOK, false})
 			return
 		}
 		if old, ok := src.answers.find(m.MessageID, edge); ok {
@@ -197,7 +198,7 @@ func (c *ManagerCore) offer(src *instance, edge int, messageID int64, dst *insta
 	c.record(Event{Kind: EventSessionOffered, Graph: src.v.app.name, Source: src.id, Destination: dst.id,
 		Service: dst.v.service, Node: dst.a.addr, Plug: e.plug, Socket: e.socket, MessageID: messageID})
 	c.awaitAck(c.events[len(c.events)-1].Session)
-	c.answer(src, sessionAnswer{messageID, edge, dst.id, dst.a.addr, dst.port(e.socket), StatusOK})
+	c.answer(src, sessionAnswer{messageID, edge, dst.id, dst.a.addr, dst.port(e.socket), StatusOK, false})
 }
 
 // awaitAck makes an offered session findable by its acknowledgment, and ends it
@@ -300,12 +301,16 @@ func (c *ManagerCore) sessionAck(a *agent, m *SessionAck) {
 // lateAck has a session closed that was opened after its offer had expired: the
 // Manager knows of every session, or it is none.
 func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
-	old, ok := src.answers.granted(m.MessageID)
+	old, ok := src.answers.expired(m.MessageID)
 	dst := c.instances[old.dest]
-	if !ok || dst == nil || !m.Status.Success() || m.SourcePlugPort == 0 || m.DestSocketNewPort == 0 ||
-		c.findSession(src.a, m.SourcePlugPort, dst, func(s *session) bool { return s.src == src.slot }) != 0 {
+	if !ok || dst == nil || !m.Status.Success() || m.SourcePlugPort == 0 || m.DestSocketNewPort == 0 {
 		return
 	}
+	same := func(s *session) bool { return s.src == src.slot && int(s.edge) == old.edge }
+	if c.findSession(src.a, m.SourcePlugPort, dst, same) != 0 {
+		return
+	}
+	port := m.SourcePlugPort
 	e := &src.v.edges[old.edge]
 	c.askEnd(src, &SourceSessionCloseRequest{
 		Header:            Header{SubType: ManagerToAgent},
@@ -313,7 +318,15 @@ func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
 		SourcePlugName: e.plug, SourcePlugPort: m.SourcePlugPort, DestServiceName: e.to.service,
 		DestServiceInstanceNetworkAddress: old.address, DestSocketName: e.socket,
 		DestSocketPort: old.port, DestSocketNewPort: m.DestSocketNewPort,
-	}, TypeSourceSessionCloseResponse, func(Status) {})
+	}, TypeSourceSessionCloseResponse, func(st Status) {
+		// What closed may have been the next session with these ports, whose
+		// acknowledgment came meanwhile.
+		if st.Success() && dst.live() && src.live() {
+			if slot := c.findSession(src.a, port, dst, same); slot != 0 {
+				c.sessionClosed(slot, StatusOK, "closed by the Manager")
+			}
+		}
+	})
 }
 
 // takeOffer takes an offer out of the tables.
@@ -369,7 +382,7 @@ func (c *ManagerCore) sourceCloseInfo(a *agent, m *SourceSessionCloseInfo) {
 	slot := c.findSession(a, m.SourcePlugPort, dst, func(s *session) bool {
 		return s.src == src.slot && src.v.edges[s.edge].plug == m.SourcePlugName
 	})
-	c.closeReported(src, slot, m.Status)
+	c.closeReported(src, slot, &m.Header, m.Status, false)
 }
 
 // destCloseInfo handles the report of a session's end from its server, who
@@ -385,20 +398,57 @@ func (c *ManagerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 		c.violation(a.conn, fmt.Sprintf("close info for instance %d, which is not its own", dst.id))
 		return
 	}
+	late := dst.takeUnsaid(sessionPorts{node, m.SourcePlugPort, m.DestSocketName})
 	slot := c.findSession(node, m.SourcePlugPort, dst, func(s *session) bool {
 		return c.slots[s.src].v.edges[s.edge].socket == m.DestSocketName
 	})
-	c.closeReported(dst, slot, m.Status)
+	c.closeReported(dst, slot, &m.Header, m.Status, late)
 }
 
-func (c *ManagerCore) closeReported(by *instance, slot uint32, status Status) {
+// closeReported closes a session since one of its ends says so. A report that
+// may be of an older one with the same ports is, if that end has this one open.
+func (c *ManagerCore) closeReported(by *instance, slot uint32, h *Header, status Status, doubtful bool) {
+	again := h.Extension(extAgain)
+	doubtful = doubtful || h.MessageID == by.lastReport || again != ""
+	by.lastReport = h.MessageID
 	if slot == 0 {
 		c.dropped++ // the other end reported it first
 		return
 	}
+	if request, err := strconv.ParseInt(again, 10, 64); err == nil && request > 0 && c.slots[c.sessions.at(slot).src] == by {
+		if request != c.sessions.at(slot).messageID {
+			c.dropped++
+			return
+		}
+		doubtful = false
+	}
+	if !doubtful {
+		c.closedBy(by, slot, status)
+		return
+	}
+	c.askAfter(by, slot, status)
+}
+
+func (c *ManagerCore) closedBy(by *instance, slot uint32, status Status) {
 	c.doer.closing = by
 	c.sessionClosed(slot, status, by.v.reports)
 	c.doer.closing = nil
+}
+
+// askAfter asks an end that may have reported a session's end whether it has it
+// open.
+func (c *ManagerCore) askAfter(by *instance, slot uint32, status Status) {
+	id := c.sessions.id(slot)
+	m, want := c.sourceCloseRequest(slot), TypeSourceSessionCloseResponse
+	if c.slots[c.sessions.at(slot).src] != by {
+		m, want = c.destCloseRequest(slot), TypeDestSessionCloseResponse
+	}
+	m.Head().Extensions = []Extension{{extAsk, "1"}}
+	c.askEnd(by, m, want, func(st Status) {
+		if slot := c.sessions.lookup(id); slot != 0 && st != StatusStillOpen {
+			c.closedBy(by, slot, status)
+		}
+	})
 }
 
 // sessionClosed ends a session, whatever its state, and goes on with what
@@ -412,6 +462,9 @@ func (c *ManagerCore) sessionClosed(slot uint32, status Status, cause string) {
 		}
 	}
 	e := &src.v.edges[s.edge]
+	if s.state != SessionOffered && dst != c.doer.closing {
+		dst.addUnsaid(sessionPorts{src.a, s.plugPort, e.socket})
+	}
 	c.record(Event{Kind: EventSessionClosed, Graph: src.v.app.name, Session: c.sessions.id(slot), Source: src.id, Destination: dst.id,
 		Service: dst.v.service, Plug: e.plug, Socket: e.socket, PlugPort: s.plugPort, NewPort: s.newPort,
 		MessageID: s.messageID, Status: status, Cause: cause})
@@ -497,24 +550,32 @@ func (c *ManagerCore) closeFarEnds(i *instance) {
 }
 
 func (c *ManagerCore) askSource(slot uint32, done func(Status)) {
+	c.askEnd(c.slots[c.sessions.at(slot).src], c.sourceCloseRequest(slot), TypeSourceSessionCloseResponse, done)
+}
+
+func (c *ManagerCore) askDestination(slot uint32, done func(Status)) {
+	c.askEnd(c.slots[c.sessions.at(slot).dst], c.destCloseRequest(slot), TypeDestSessionCloseResponse, done)
+}
+
+func (c *ManagerCore) sourceCloseRequest(slot uint32) Message {
 	s := c.sessionStatus(slot)
-	c.askEnd(c.slots[c.sessions.at(slot).src], &SourceSessionCloseRequest{
+	return &SourceSessionCloseRequest{
 		Header:            Header{SubType: ManagerToAgent},
 		SourceServiceName: s.SourceService, SourceServiceInstanceID: s.Source, SourceServiceInstanceNetworkAddress: s.SourceAddress,
 		SourcePlugName: s.Plug, SourcePlugPort: s.PlugPort, DestServiceName: s.DestinationService,
 		DestServiceInstanceNetworkAddress: s.DestinationAddress, DestSocketName: s.Socket,
 		DestSocketPort: s.SocketPort, DestSocketNewPort: s.NewPort,
-	}, TypeSourceSessionCloseResponse, done)
+	}
 }
 
-func (c *ManagerCore) askDestination(slot uint32, done func(Status)) {
+func (c *ManagerCore) destCloseRequest(slot uint32) Message {
 	s := c.sessionStatus(slot)
-	c.askEnd(c.slots[c.sessions.at(slot).dst], &DestSessionCloseRequest{
+	return &DestSessionCloseRequest{
 		Header:          Header{SubType: ManagerToAgent},
 		DestServiceName: s.DestinationService, DestServiceInstanceID: s.Destination, DestServiceInstanceNetworkAddress: s.DestinationAddress,
 		SourceServiceInstanceNetworkAddress: s.SourceAddress, SourcePlugName: s.Plug, SourcePlugPort: s.PlugPort,
 		DestSocketName: s.Socket, DestSocketPort: s.SocketPort, DestSocketNewPort: s.NewPort,
-	}, TypeDestSessionCloseResponse, done)
+	}
 }
 
 // askEnd asks an instance to close its end. One whose agent is away is not

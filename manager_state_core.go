@@ -249,6 +249,9 @@ type instance struct {
 
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing
+	unsaid        []sessionPorts // of closed sessions of which it was the destination, and has not said so
+	unsaidMore    int            // how many more, which are not among them any more
+	lastReport    int64          // message id of the last report that a session closed
 }
 
 func (i *instance) live() bool { return i.state != instanceEnded }
@@ -260,6 +263,40 @@ func (i *instance) port(socket string) uint16 {
 		}
 	}
 	return 0
+}
+
+// sessionPorts are how a destination names a session: by them alone it cannot
+// tell it from a later one.
+type sessionPorts struct {
+	node     *agent // of the source
+	plugPort uint16
+	socket   string
+}
+
+// maxUnsaid bounds the reports of an instance that are known one by one.
+const maxUnsaid = 64
+
+// addUnsaid notes that a session closed before its destination said so. What it
+// says later may not be about the next session with the same ports.
+func (i *instance) addUnsaid(p sessionPorts) {
+	if len(i.unsaid) == maxUnsaid {
+		i.unsaid = slices.Delete(i.unsaid, 0, 1)
+		i.unsaidMore++
+	}
+	i.unsaid = append(i.unsaid, p)
+}
+
+// takeUnsaid reports whether that was, or may have been, still to be said.
+func (i *instance) takeUnsaid(p sessionPorts) bool {
+	if n := slices.Index(i.unsaid, p); n >= 0 {
+		i.unsaid = slices.Delete(i.unsaid, n, n+1)
+		return true
+	}
+	if i.unsaidMore > 0 {
+		i.unsaidMore--
+		return true
+	}
+	return false
 }
 
 // A waiter is a session request whose answer waits for an instance to start.
@@ -286,6 +323,7 @@ type sessionAnswer struct {
 	address   netip.Addr
 	port      uint16
 	status    Status
+	opened    bool // the session that was granted
 }
 
 func (r *answerRing) add(a sessionAnswer) {
@@ -297,10 +335,11 @@ func (r *answerRing) add(a sessionAnswer) {
 	r.next = (r.next + 1) % answersKept
 }
 
-// granted returns the answer to a request that was granted.
-func (r *answerRing) granted(messageID int64) (sessionAnswer, bool) {
+// expired returns the answer to a request that was granted, and of which no
+// session came.
+func (r *answerRing) expired(messageID int64) (sessionAnswer, bool) {
 	for _, a := range r.ring {
-		if a.messageID == messageID && a.status.Success() {
+		if a.messageID == messageID && a.status.Success() && !a.opened {
 			return a, true
 		}
 	}
@@ -505,7 +544,7 @@ func (c *ManagerCore) evolveSession(ev *Event) {
 	}
 	if s.state == SessionOffered {
 		// The answer stays known, for a duplicate of the request.
-		src.answers.add(sessionAnswer{s.messageID, int(s.edge), dst.id, dst.a.addr, dst.port(src.v.edges[s.edge].socket), StatusOK})
+		src.answers.add(sessionAnswer{s.messageID, int(s.edge), dst.id, dst.a.addr, dst.port(src.v.edges[s.edge].socket), StatusOK, ev.Kind == EventSessionOpened})
 	}
 	if ev.Kind == EventSessionOpened {
 		c.sessions.open(slot, ev.PlugPort, ev.NewPort)

@@ -242,6 +242,90 @@ func TestManagerLateAck(t *testing.T) {
 	}
 }
 
+// A report that may be of an older session with the same ports closes nothing
+// that the end which reported has open: it is asked.
+func TestManagerReportOfOlderSession(t *testing.T) {
+	t.Parallel()
+	const (
+		request2 = "type: session_request ~ message_id: 2 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1"
+		source   = "type: source_service_session_close_info ~ message_id: 7 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: 40000 ~ dest_service_name: B ~ dest_service_instance_id: 2 ~ dest_service_instance_network_address: 10.0.0.1 ~ dest_socket_name: S1 ~ dest_socket_port: 54000 ~ dest_socket_new_port: 54000 ~ status: 111"
+		dest     = "type: dest_service_session_close_info ~ message_id: 7 ~ sub_type: agent_to_Manager ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: 40000 ~ dest_service_name: B ~ dest_service_instance_network_address: 10.0.0.1 ~ dest_service_instance_id: 2 ~ dest_socket_name: S1 ~ dest_socket_port: 54000 ~ dest_socket_new_port: 54000 ~ status: 111"
+	)
+	for _, tt := range []struct {
+		name, first, doubtful string
+		asks                  Type
+	}{
+		{"sent again by the source", source, source + " ~ x_again: 0", TypeSourceSessionCloseRequest},
+		{"sent again by the destination", dest, dest + " ~ x_again: 0", TypeDestSessionCloseRequest},
+		{"late from the destination", source, dest, TypeDestSessionCloseRequest},
+		{"twice from the destination", dest, dest, TypeDestSessionCloseRequest},
+	} {
+		for _, status := range []Status{StatusStillOpen, StatusNotFound} {
+			c, say, _ := sessionCore(t)
+			say(1, ackOne)
+			say(1, tt.first)
+			say(1, request2)
+			say(1, strings.Replace(ackOne, "message_id: 1", "message_id: 2", 1))
+			out := say(1, tt.doubtful)
+			if len(out) != 1 || out[0].Msg.Type() != tt.asks || out[0].Msg.Head().Extension(extAsk) == "" {
+				t.Fatalf("%s: %+v, want a question", tt.name, out)
+			}
+			if n := len(c.Snapshot().Sessions); n != 1 {
+				t.Errorf("%s: %d sessions before the answer", tt.name, n)
+			}
+			say(1, encode(t, responseTo(out[0].Msg, status)))
+			if n := len(c.Snapshot().Sessions); (n == 1) != (status == StatusStillOpen) {
+				t.Errorf("%s: %d sessions after %s", tt.name, n, status)
+			}
+		}
+	}
+	// A source that says which session it was need not be asked.
+	for request, left := range map[string]int{"1": 1, "2": 0} {
+		c, say, _ := sessionCore(t)
+		say(1, ackOne)
+		say(1, source)
+		say(1, request2)
+		say(1, strings.Replace(ackOne, "message_id: 1", "message_id: 2", 1))
+		if out := say(1, source+" ~ x_again: "+request); len(out) != 0 || len(c.Snapshot().Sessions) != left {
+			t.Errorf("%+v and %d sessions after the end of that of request %s, want %d", out, len(c.Snapshot().Sessions), request, left)
+		}
+	}
+}
+
+// Who is asked whether a session is open closes nothing; and says of what it
+// reports again that it does.
+func TestInstanceIsAsked(t *testing.T) {
+	t.Parallel()
+	c := NewInstanceCore(Launch{Service: "B", ID: 2, Address: netip.MustParseAddr("10.0.0.1")})
+	c.Step(InstanceInput{Kind: InstanceInputUp})
+	c.Step(InstanceInput{Kind: InstanceInputAccepted, Conn: 1, Socket: "S1", Peer: netip.MustParseAddrPort("10.0.0.1:40000"), Port: 54000})
+	ask := func(extra string) []InstanceOutput {
+		return slices.Clone(c.Step(InstanceInput{Kind: InstanceInputMessage, Msg: messageOf(t, "type: dest_service_session_close_request ~ message_id: 5 ~ sub_type: agent_to_dest_service ~ dest_service_name: B ~ dest_service_instance_id: 2 ~ dest_service_instance_network_address: 10.0.0.1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: 40000 ~ dest_socket_name: S1 ~ dest_socket_port: 54000 ~ dest_socket_new_port: 54000"+extra)}))
+	}
+	answer := func(out []InstanceOutput, want Status) {
+		t.Helper()
+		if len(out) != 1 || out[0].Kind != InstanceOutputSend || out[0].Msg.(*DestSessionCloseResponse).Status != want {
+			t.Errorf("%+v, want %s", out, want)
+		}
+	}
+	answer(ask(" ~ x_ask: 1"), StatusStillOpen)
+	if out := ask(""); len(out) != 1 || out[0].Kind != InstanceOutputDrop {
+		t.Errorf("%+v, want the session to be closed", out)
+	}
+	c.Step(InstanceInput{Kind: InstanceInputConnDropped, Conn: 1})
+	answer(ask(" ~ x_ask: 1"), StatusNotFound)
+
+	c.Step(InstanceInput{Kind: InstanceInputAccepted, Conn: 2, Socket: "S1", Peer: netip.MustParseAddrPort("10.0.0.1:40000"), Port: 54000})
+	first := slices.Clone(c.Step(InstanceInput{Kind: InstanceInputConnClosed, Conn: 2, Status: StatusSessionClosed}))
+	if len(first) != 1 || first[0].Msg.Head().Extension(extAgain) != "" {
+		t.Errorf("%+v, want a report that is no repetition", first)
+	}
+	c.Step(InstanceInput{Kind: InstanceInputDown})
+	if out := c.Step(InstanceInput{Kind: InstanceInputUp}); len(out) != 2 || out[1].Msg.Head().Extension(extAgain) == "" {
+		t.Errorf("%+v, want hello and the report, marked", out)
+	}
+}
+
 // Closing a session that neither end can be told to close is an error.
 func TestManagerCloseAway(t *testing.T) {
 	t.Parallel()

@@ -43,6 +43,8 @@ const (
 
 	StatusOK Status = 200
 
+	StatusStillOpen Status = 302 // the session that was asked after is open
+
 	StatusBadMessage      Status = 400 // the message breaks the protocol
 	StatusUnauthenticated Status = 401 // the peer did not prove who it is
 	StatusForbidden       Status = 403 // no such edge, or another's name
@@ -81,6 +83,7 @@ var statusText = map[Status]string{
 	StatusSessionBroken:   "connection broke",
 	StatusOverloaded:      "overloaded",
 	StatusOK:              "ok",
+	StatusStillOpen:       "still open",
 	StatusBadMessage:      "bad message",
 	StatusUnauthenticated: "not authenticated",
 	StatusForbidden:       "forbidden",

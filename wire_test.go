@@ -354,9 +354,9 @@ func sessionLines(source InstanceID) []string {
 		"source_service_instance_network_address: 127.0.0.1", "source_plug_name: P1", "dest_service_name: B", "dest_socket_name: S1"}
 }
 
-func ackLines(source InstanceID, port string) []string {
+func ackLines(source InstanceID, plugPort int, port string) []string {
 	return []string{"sub_type: service_to_agent", "source_service_name: A", fmt.Sprint("source_service_instance_id: ", source),
-		"source_plug_port: 40112", "dest_socket_new_port: " + port, "status: 200"}
+		fmt.Sprint("source_plug_port: ", plugPort), "dest_socket_new_port: " + port, "status: 200"}
 }
 
 func relabel(lines []string, sub string) []string {
@@ -392,10 +392,11 @@ func (w *wire) allHops(liberal bool) {
 	var pb *stubProcess
 	var b *rawPeer
 	message := 1000
-	port := ""
+	port, plugPort := "", 40111 // each session has its own: a destination tells them apart by nothing else
 	session := func() Event {
 		t.Helper()
 		message++
+		plugPort++
 		a.say("session_request", strconv.Itoa(message), sessionLines(pa.ID)...)
 		if pb == nil {
 			pb = w.started("B")
@@ -407,9 +408,9 @@ func (w *wire) allHops(liberal bool) {
 			r["dest_service_instance_network_address"] != "127.0.0.1" || r["dest_socket_port"] != port {
 			t.Fatalf("session_response %v, want instance %d at port %s", r, pb.ID, port)
 		}
-		a.say("session_ack", r["message_id"], ackLines(pa.ID, port)...)
+		a.say("session_ack", r["message_id"], ackLines(pa.ID, plugPort, port)...)
 		ev := w.await(EventSessionOpened)
-		if ev.Source != pa.ID || ev.Destination != pb.ID || ev.PlugPort != 40112 || fmt.Sprint(ev.NewPort) != port {
+		if ev.Source != pa.ID || ev.Destination != pb.ID || int(ev.PlugPort) != plugPort || fmt.Sprint(ev.NewPort) != port {
 			t.Fatalf("opened: %+v", ev)
 		}
 		return ev
@@ -422,19 +423,19 @@ func (w *wire) allHops(liberal bool) {
 	}
 	session()
 	a.say("source_service_session_close_info", "7", "sub_type: source_service_to_agent", "source_service_name: A", fmt.Sprint("source_service_instance_id: ", pa.ID),
-		"source_service_instance_network_address: 127.0.0.1", "source_plug_name: P1", "source_plug_port: 40112", "dest_service_name: B",
+		"source_service_instance_network_address: 127.0.0.1", "source_plug_name: P1", fmt.Sprint("source_plug_port: ", plugPort), "dest_service_name: B",
 		fmt.Sprint("dest_service_instance_id: ", pb.ID), "dest_service_instance_network_address: 127.0.0.1", "dest_socket_name: S1",
 		"dest_socket_port: "+port, "dest_socket_new_port: "+port, "status: 111")
 	closed(StatusSessionClosed)
 	session()
 	b.say("dest_service_session_close_info", "7", "sub_type: dest_service_to_agent", "source_service_instance_network_address: 127.0.0.1",
-		"source_plug_name: ", "source_plug_port: 40112", "dest_service_name: B", "dest_service_instance_network_address: 127.0.0.1",
+		"source_plug_name: ", fmt.Sprint("source_plug_port: ", plugPort), "dest_service_name: B", "dest_service_instance_network_address: 127.0.0.1",
 		fmt.Sprint("dest_service_instance_id: ", pb.ID), "dest_socket_name: S1", "dest_socket_port: "+port, "dest_socket_new_port: "+port, "status: 122")
 	closed(StatusSessionBroken)
 	id := session().Session
 	closing := w.call(func(ctx context.Context) error { return w.m.CloseSession(ctx, id) })
 	r := a.hear("source_service_session_close_request")
-	if r["source_plug_port"] != "40112" || r["sub_type"] != "agent_to_source_service" {
+	if r["source_plug_port"] != strconv.Itoa(plugPort) || r["sub_type"] != "agent_to_source_service" {
 		t.Fatalf("%v", r)
 	}
 	a.say("source_service_session_close_response", r["message_id"], "sub_type: source_service_to_agent", "status: 200")
@@ -445,7 +446,7 @@ func (w *wire) allHops(liberal bool) {
 	pa.exit(Exit{Code: 3})
 	a.closed()
 	r = b.hear("dest_service_session_close_request")
-	if r["source_plug_port"] != "40112" || r["sub_type"] != "agent_to_dest_service" || r["dest_socket_new_port"] != port {
+	if r["source_plug_port"] != strconv.Itoa(plugPort) || r["sub_type"] != "agent_to_dest_service" || r["dest_socket_new_port"] != port {
 		t.Fatalf("%v", r)
 	}
 	b.say("dest_service_session_close_response", r["message_id"], "sub_type: dest_service_to_agent", "status: 200")
@@ -552,7 +553,7 @@ func TestForeignAgent(t *testing.T) {
 		if r["status"] != "200" || r["dest_service_instance_id"] != fmt.Sprint(b) || r["sub_type"] != "Manager_to_agent" || r["message_id"] != message {
 			t.Fatalf("%v", r)
 		}
-		p.say("session_ack", message, relabel(ackLines(a, r["dest_socket_port"]), "agent_to_Manager")...)
+		p.say("session_ack", message, relabel(ackLines(a, 40112, r["dest_socket_port"]), "agent_to_Manager")...)
 		return w.await(EventSessionOpened).Session, r["dest_socket_port"]
 	}
 

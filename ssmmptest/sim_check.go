@@ -44,6 +44,10 @@ type simCheck struct {
 	replaying bool             // what happened is told again
 	messages  int64            // the greatest message id of the Manager's requests
 	left      int64            // likewise, of those that were sent
+	late      *simLateAck      // what the message under way is
+	closedNow []simClosed      // in the step under way, and not asked to close before
+	storm     bool             // so many agents are away that none is taken to be lost
+	calm      time.Duration    // when that was over
 }
 
 type simIntent struct {
@@ -72,13 +76,17 @@ type simRequest struct {
 	answered int
 	decided  bool // granted or refused, whether the answer could be sent or not
 	granted  bool
+	opened   bool
+	dest     ssmmp.InstanceID
 	hash     uint64 // of the first answer
 }
 
 type simOpen struct {
 	src, dst  ssmmp.InstanceID
 	messageID int64
+	plugPort  uint16
 	opened    bool
+	closing   bool // the Manager wants it closed
 }
 
 type simVertex struct {
@@ -117,6 +125,7 @@ func (c *simCheck) managerStarted(history []ssmmp.Event) {
 	c.vertices, c.agents = map[[2]string]*simVertex{}, map[netip.Addr]*simAgent{}
 	c.conns, c.asked, c.commands = map[ssmmp.ConnID]netip.Addr{}, map[int64]simAsked{}, map[ssmmp.CallID]any{}
 	c.lastNow, c.skipped = 0, 0
+	c.storm, c.calm, c.closedNow = false, 0, nil
 	for _, g := range c.s.sim.Graphs {
 		for _, v := range g.Vertices {
 			sv, _ := g.Service(v.Service)
@@ -195,7 +204,7 @@ func simWants(m ssmmp.Message) (ssmmp.Type, ssmmp.InstanceID) {
 
 // beforeManager looks at an input before the Manager does.
 func (c *simCheck) beforeManager(in *ssmmp.ManagerInput) {
-	c.foreign, c.speaks, c.register = false, 0, netip.Addr{}
+	c.foreign, c.speaks, c.register, c.late = false, 0, netip.Addr{}, nil
 	if d := in.Now - c.lastNow; d > c.s.manager.cfg.HealthPeriod {
 		c.skipped += d - c.s.manager.cfg.HealthPeriod
 	}
@@ -232,6 +241,10 @@ func (c *simCheck) beforeManager(in *ssmmp.ManagerInput) {
 	case *ssmmp.SessionRequest:
 		if i := c.live[m.SourceServiceInstanceID]; i != nil && i.node == node && i.service == m.SourceServiceName {
 			i.request(m.MessageID, m.SourcePlugName, m.DestSocketName).asked++
+		}
+	case *ssmmp.SessionAck:
+		if i := c.live[m.SourceServiceInstanceID]; i != nil && i.node == node {
+			c.lateAck(m, i)
 		}
 	}
 	if id := simSender(in.Msg); id != 0 {
@@ -270,4 +283,5 @@ func (c *simCheck) managerStep(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput
 	for i := range out {
 		c.output(in, &out[i])
 	}
+	c.asks(out, events)
 }

@@ -69,10 +69,8 @@ func (c *simCheck) output(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput) {
 
 // request returns the record of a session request.
 func (i *simInstance) request(id int64, plug, socket string) *simRequest {
-	for k := range i.requests {
-		if r := &i.requests[k]; r.id == id && r.socket == socket {
-			return r
-		}
+	if r := i.find(id, socket); r != nil {
+		return r
 	}
 	if len(i.requests) >= 4*simAnswers {
 		// The oldest that is answered.
@@ -112,6 +110,15 @@ func (c *simCheck) answer(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput, m *ssm
 
 func simAnswerHash(status ssmmp.Status, dest ssmmp.InstanceID, port uint16) uint64 {
 	return simMix(uint64(status), uint64(dest)<<16|uint64(port))
+}
+
+func (i *simInstance) find(id int64, socket string) *simRequest {
+	for k := range i.requests {
+		if r := &i.requests[k]; r.id == id && r.socket == socket {
+			return r
+		}
+	}
+	return nil
 }
 
 // replied checks that what an operator is told is true.

@@ -50,7 +50,19 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			c.fail("an agent is lost only when it was away for long", "%s", ev)
 			return
 		}
+		if c.mostAway() && !c.replaying {
+			c.fail("no agent is lost while most of them are away", "%s", ev)
+		}
 		a.lost = true
+
+	case ssmmp.EventStormBegan:
+		c.storm = true
+
+	case ssmmp.EventStormEnded:
+		c.storm, c.calm = false, in.Now
+
+	case ssmmp.EventManagerStarted:
+		c.calm = in.Now // all of them get the time to come back
 
 	case ssmmp.EventInstanceRequested:
 		v := c.vertices[[2]string{ev.Graph, ev.Vertex}]

@@ -41,6 +41,9 @@ func (c *simCheck) agentOutput(n *simNode, in *ssmmp.AgentInput, o *ssmmp.AgentO
 		}
 	case ssmmp.AgentOutputKill:
 		p := n.byID[o.Instance]
+		if p != nil {
+			p.killAsked = true
+		}
 		if p != nil && !p.mayDie && !n.stopping && n.local(c.s.now)-p.asked < n.cfg.StartTimeout {
 			c.fail("nothing is killed that nobody wants killed", "%s kills %s", n.name, p.name)
 		}
@@ -110,6 +113,7 @@ func (c *simCheck) launched(p *simProc) {
 
 // instanceGets looks at a message for an instance.
 func (c *simCheck) instanceGets(p *simProc, m ssmmp.Message) {
+	p.gets(m)
 	if r, ok := m.(*ssmmp.SessionResponse); ok && r.SourceServiceInstanceID != p.id {
 		c.fail("a message reaches the instance that it names", "%s of %d reaches %s", m.Type(), r.SourceServiceInstanceID, p.name)
 	}
@@ -118,6 +122,8 @@ func (c *simCheck) instanceGets(p *simProc, m ssmmp.Message) {
 // instanceOutput looks at what an instance's core wants done.
 func (c *simCheck) instanceOutput(p *simProc, o *ssmmp.InstanceOutput) {
 	switch o.Kind {
+	case ssmmp.InstanceOutputSend:
+		p.says(o.Msg)
 	case ssmmp.InstanceOutputConnect, ssmmp.InstanceOutputRefuse:
 		if d := p.dials[o.Call]; d == nil || !d.asked || d.done {
 			c.fail("a dial has one outcome", "call %d of %s", o.Call, p.name)

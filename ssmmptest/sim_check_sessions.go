@@ -33,7 +33,7 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		if r.asked == 0 || r.granted {
 			c.fail("a session is granted once, to who asked", "%s", ev)
 		}
-		r.granted, r.decided = true, true
+		r.granted, r.decided, r.dest = true, true, ev.Destination
 		port := uint16(0)
 		for _, p := range dst.sockets {
 			if p.Socket == ev.Socket {
@@ -67,12 +67,22 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			c.fail("a session opens once, after it was granted", "%s", ev)
 			return
 		}
-		o.opened = true
+		o.opened, o.plugPort = true, ev.PlugPort
+		if src := c.live[ev.Source]; src != nil {
+			if r := src.find(ev.MessageID, ev.Socket); r != nil {
+				r.opened = true
+			}
+		}
 		for _, id := range [...]ssmmp.InstanceID{o.src, o.dst} {
 			if i := c.live[id]; i != nil {
 				i.offered--
 				i.open++
 			}
+		}
+
+	case ssmmp.EventSessionClosing:
+		if o := c.sessions[ev.Session]; o != nil {
+			o.closing = true
 		}
 
 	case ssmmp.EventSessionClosed:
@@ -82,6 +92,9 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			return
 		}
 		delete(c.sessions, ev.Session)
+		if o.opened && !c.replaying {
+			c.closed(in, ev, o)
+		}
 		for _, id := range [...]ssmmp.InstanceID{o.src, o.dst} {
 			i := c.live[id]
 			if i == nil {

@@ -87,6 +87,9 @@ func (c *simCheck) unsettled() string {
 			if q.core == nil || q.frozen {
 				continue
 			}
+			if what := q.debt(); what != "" {
+				return q.name + " owes " + what
+			}
 			if ip := q.core.Pending(); ip.Dials > 0 || ip.Conns != q.taken() || q.agent != nil && ip.Reports > 0 {
 				return fmt.Sprintf("%s waits: %+v, %d sessions", q.name, ip, q.taken())
 			}

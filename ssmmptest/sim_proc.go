@@ -36,6 +36,8 @@ type simHabits struct {
 	refusesFor   time.Duration
 	health       ssmmp.Status
 	reconnects   time.Duration // drops its connection to the agent, after its start
+	repeats      time.Duration // until it sends a session_request again; not if 0
+	showsSecret  bool
 }
 
 type simProc struct {
@@ -48,21 +50,24 @@ type simProc struct {
 	habits simHabits
 	rand   simRand
 
-	running   bool // launched, and not exited
-	orphans   bool // it exited and its children run on
-	finished  bool // nothing of it runs any more
-	reported  bool // its agent has been told so
-	exit      ssmmp.Exit
-	joined    bool          // has said hello
-	listened  bool          // has listened on all its ports
-	mayDie    bool          // somebody wants it killed
-	asked     time.Duration // when its agent launched it, by the agent's clock
-	listening bool
-	held      []uint16 // ports that it listens on
-	agent     *simEnd  // nil while it has no connection to its agent
-	wait      time.Duration
-	draining  bool
-	ended     bool // has left the mesh
+	running      bool // launched, and not exited
+	orphans      bool // it exited and its children run on
+	finished     bool // nothing of it runs any more
+	reported     bool // its agent has been told so
+	exit         ssmmp.Exit
+	joined       bool           // has said hello
+	listened     bool           // has listened on all its ports
+	mayDie       bool           // somebody wants it killed
+	killAsked    bool           // and its agent has it killed
+	owes         map[int64]bool // see gets
+	unreadySince time.Duration  // when it was found to be late, in virtual time
+	asked        time.Duration  // when its agent launched it, by the agent's clock
+	listening    bool
+	held         []uint16 // ports that it listens on
+	agent        *simEnd  // nil while it has no connection to its agent
+	wait         time.Duration
+	draining     bool
+	ended        bool // has left the mesh
 
 	lastCall ssmmp.CallID
 	dials    map[ssmmp.CallID]*simDialing
@@ -76,7 +81,7 @@ func (n *simNode) launch(l ssmmp.Launch) {
 	l.Sockets, l.Plugs = slices.Clone(l.Sockets), slices.Clone(l.Plugs)
 	l.Agent, l.Secret = n.cfg.Listen, fmt.Sprintf("secret-%d-%d", l.ID, n.host.rand.n(1<<30))
 	p := &simProc{node: n, s: s, id: l.ID, launch: l, rand: newSimRand(s.sim.Seed, 1<<40+uint64(l.ID)), wait: 20 * time.Millisecond,
-		dials: map[ssmmp.CallID]*simDialing{}}
+		dials: map[ssmmp.CallID]*simDialing{}, owes: map[int64]bool{}}
 	p.simActor = simActor{name: fmt.Sprintf("%s %d", l.Service, l.ID), host: n.host, owner: p, born: s.now}
 	p.habits, p.asked = n.habits(p), n.local(s.now)
 	n.byID[l.ID] = p
@@ -289,6 +294,11 @@ func (p *simProc) lost(e *simEnd) {
 		return
 	}
 	p.agent = nil
+	for id, granted := range p.owes {
+		if !granted {
+			delete(p.owes, id) // it is not answered any more
+		}
+	}
 	if p.core != nil {
 		p.step(ssmmp.InstanceInput{Kind: ssmmp.InstanceInputDown})
 	}
@@ -310,9 +320,7 @@ func (p *simProc) step(in ssmmp.InstanceInput) {
 		s.check.instanceOutput(p, &o)
 		switch o.Kind {
 		case ssmmp.InstanceOutputSend:
-			if p.agent != nil && s.send(p.agent, o.Msg) != nil {
-				p.core.Unsent(o.Msg)
-			}
+			p.send(o.Msg)
 		case ssmmp.InstanceOutputConnect:
 			if d := p.dials[o.Call]; d != nil {
 				d.granted(o.Target)
@@ -332,6 +340,34 @@ func (p *simProc) step(in ssmmp.InstanceInput) {
 				s.logf("%s warns: %s", p.name, o.Text)
 			}
 		}
+	}
+}
+
+// send sends a message to the agent.
+func (p *simProc) send(m ssmmp.Message) {
+	s := p.s
+	if p.agent == nil {
+		return
+	}
+	line := m
+	if p.habits.showsSecret && m.Head().Extension("x_secret") == "" {
+		line = ssmmp.Clone(m) // the core may keep it, and send it again
+		line.Head().Extensions = append(line.Head().Extensions, ssmmp.Extension{Name: "x_secret", Value: p.launch.Secret})
+	}
+	if s.send(p.agent, line) != nil {
+		p.core.Unsent(m)
+		return
+	}
+	if _, ok := m.(*ssmmp.SessionRequest); ok && p.habits.repeats > 0 {
+		agent, asked := p.agent, p.lastCall
+		again := ssmmp.Clone(line)
+		s.after(&p.simActor, p.habits.repeats, func() {
+			// Older answers need not be known any more.
+			if p.agent == agent && p.lastCall-asked < simAnswers {
+				s.hit(SimRepeatsRequests)
+				s.send(agent, again)
+			}
+		})
 	}
 }
 

@@ -232,6 +232,8 @@ func (s *simRun) run(until time.Duration) bool {
 		}
 		if s.events >= s.nextCheck {
 			s.check.silence()
+			s.check.absent()
+			s.check.unready()
 			s.check.all()
 			// It costs as much as the mesh is large: its share of an event's cost
 			// stays the same.

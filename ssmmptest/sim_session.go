@@ -19,8 +19,9 @@ type simTuple struct {
 
 // A simSession is a connection between two processes.
 type simSession struct {
-	ends  [2]*simSessionEnd // source, destination
-	chain time.Duration     // who it reaches dials on and holds that so long; 0 if not
+	ends    [2]*simSessionEnd // source, destination
+	chain   time.Duration     // who it reaches dials on and holds that so long; 0 if not
+	message int64             // id of the session_request that it came of, once it is acknowledged
 }
 
 // A simSessionEnd is one end of a session, at its process.
