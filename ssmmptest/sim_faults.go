@@ -73,6 +73,9 @@ const (
 	SimClosesSlowly
 	SimIgnoresEOF
 	SimGivesUp
+	SimRepeatsRequests
+	SimAsksInVain
+	SimShowsSecret
 	// Nodes.
 	SimNodeCrash
 	SimPowerFailure
@@ -94,6 +97,7 @@ const (
 	SimOffGraph
 	SimForeignReports
 	SimUnaskedResponses
+	SimWrongResponses
 	// What comes of other faults, and what the operator does meanwhile.
 	SimHalfOpen
 	SimKeepAlive
@@ -349,6 +353,14 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimIgnoresEOF: simHabit("ignores-eof", "a process does not notice that the far end closed a session", func(p *simProc, h *simHabits, f *simFaultRun) { h.ignoresEOF = true }),
 		SimGivesUp:    {name: "gives-up", what: "who dials does not wait for the answer", start: simBegin(simProcesses), stop: simEnds(simProcesses)},
 
+		SimRepeatsRequests: simHabit("repeats-requests", "a process asks for a session again, some time after it did", func(p *simProc, h *simHabits, f *simFaultRun) {
+			h.repeats = f.rand.between(time.Millisecond, f.Amount)
+		}),
+		SimAsksInVain: {name: "asks-in-vain", what: "a process asks for a session, and does nothing with the answer", start: simEachNode((*simRun).askInVain)},
+		SimShowsSecret: simHabit("shows-secret", "a process says its secret in all of its messages", func(p *simProc, h *simHabits, f *simFaultRun) {
+			h.showsSecret = true
+		}),
+
 		SimNodeCrash: {name: "node-crash", what: "an agent dies, and with it what it executed",
 			start: simEachNode(func(s *simRun, n *simNode, f *simFaultRun) {
 				if !n.dead {
@@ -440,6 +452,7 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimOffGraph:         {name: "off-graph", what: "an instance asks for what the graph has no edge for", start: simEachNode((*simRun).offGraph)},
 		SimForeignReports:   {name: "foreign-reports", what: "an agent reports about instances of others", start: simEachNode((*simRun).foreignReports)},
 		SimUnaskedResponses: {name: "unasked-responses", what: "an agent answers what others were asked", start: simEachNode((*simRun).unaskedResponses)},
+		SimWrongResponses:   {name: "wrong-responses", what: "an agent answers with a response of another type", start: simEachNode((*simRun).wrongResponses)},
 
 		SimHalfOpen:           {name: "half-open", what: "a connection has ended at one end alone"},
 		SimKeepAlive:          {name: "keep-alive", what: "keep-alives end a connection that a partition holds"},

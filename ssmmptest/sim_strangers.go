@@ -123,6 +123,21 @@ func (s *simRun) offGraph(n *simNode, f *simFaultRun) {
 	}
 }
 
+// askInVain has processes ask for sessions that they do not use: what the Manager
+// grants is never acknowledged.
+func (s *simRun) askInVain(n *simNode, f *simFaultRun) {
+	for _, p := range n.procs {
+		if p.agent == nil || p.frozen || len(p.launch.Plugs) == 0 {
+			continue
+		}
+		s.hit(f.Kind)
+		t := p.launch.Plugs[f.rand.n(len(p.launch.Plugs))]
+		s.send(p.agent, &ssmmp.SessionRequest{Header: ssmmp.Header{MessageID: 1<<41 + int64(f.rand.n(1<<20)), SubType: ssmmp.ServiceToAgent},
+			SourceServiceName: p.launch.Service, SourceServiceInstanceID: p.id, SourceServiceInstanceNetworkAddress: p.host.addr,
+			SourcePlugName: t.Plug, DestServiceName: t.Service, DestSocketName: t.Socket})
+	}
+}
+
 // foreignReports has an agent speak about what runs elsewhere.
 func (s *simRun) foreignReports(n *simNode, f *simFaultRun) {
 	if n.manager == nil || n.dead {
@@ -164,28 +179,50 @@ func (s *simRun) unaskedResponses(n *simNode, f *simFaultRun) {
 		if a.node == n.host.addr || f.rand.oneIn(2) {
 			continue
 		}
-		h := ssmmp.Header{MessageID: id, SubType: ssmmp.AgentToManager}
-		var m ssmmp.Message
-		switch a.want {
-		case ssmmp.TypeExecutionResponse:
-			m = &ssmmp.ExecutionResponse{Header: ssmmp.Header{MessageID: id}, Status: ssmmp.StatusOK}
-		case ssmmp.TypeSourceSessionCloseResponse:
-			m = &ssmmp.SourceSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
-		case ssmmp.TypeDestSessionCloseResponse:
-			m = &ssmmp.DestSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
-		case ssmmp.TypeGracefulShutdownResponse:
-			m = &ssmmp.GracefulShutdownResponse{Header: h, Status: ssmmp.StatusOK}
-		case ssmmp.TypeHardShutdownResponse:
-			m = &ssmmp.HardShutdownResponse{Header: h, ServiceInstanceID: a.instance, Status: ssmmp.StatusOK}
-		case ssmmp.TypeInstanceHealthResponse:
-			m = &ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: a.instance, Status: ssmmp.StatusOK}
-		case ssmmp.TypeAgentHealthResponse:
-			m = &ssmmp.AgentHealthResponse{Header: h, AgentNetworkAddress: a.node, Status: ssmmp.StatusOK}
-		default:
-			s.fail("simulator", "%s", fmt.Sprint(a.want))
-			return
-		}
-		s.hit(f.Kind)
-		s.send(n.manager, m)
+		s.respond(n, f, id, a, a.want)
 	}
+}
+
+// wrongResponses has an agent answer what it was asked with responses to
+// something else.
+func (s *simRun) wrongResponses(n *simNode, f *simFaultRun) {
+	if n.manager == nil || n.dead {
+		return
+	}
+	for _, id := range simSorted(s.check.asked) {
+		a := s.check.asked[id]
+		if want := simResponses[f.rand.n(len(simResponses))]; a.node == n.host.addr && want != a.want {
+			s.respond(n, f, id, a, want)
+		}
+	}
+}
+
+var simResponses = []ssmmp.Type{ssmmp.TypeExecutionResponse, ssmmp.TypeSourceSessionCloseResponse, ssmmp.TypeDestSessionCloseResponse,
+	ssmmp.TypeGracefulShutdownResponse, ssmmp.TypeHardShutdownResponse, ssmmp.TypeInstanceHealthResponse, ssmmp.TypeAgentHealthResponse}
+
+// respond has an agent answer a request of the Manager with success.
+func (s *simRun) respond(n *simNode, f *simFaultRun, id int64, a simAsked, want ssmmp.Type) {
+	h := ssmmp.Header{MessageID: id, SubType: ssmmp.AgentToManager}
+	var m ssmmp.Message
+	switch want {
+	case ssmmp.TypeExecutionResponse:
+		m = &ssmmp.ExecutionResponse{Header: ssmmp.Header{MessageID: id}, Status: ssmmp.StatusOK}
+	case ssmmp.TypeSourceSessionCloseResponse:
+		m = &ssmmp.SourceSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
+	case ssmmp.TypeDestSessionCloseResponse:
+		m = &ssmmp.DestSessionCloseResponse{Header: h, Status: ssmmp.StatusOK}
+	case ssmmp.TypeGracefulShutdownResponse:
+		m = &ssmmp.GracefulShutdownResponse{Header: h, Status: ssmmp.StatusOK}
+	case ssmmp.TypeHardShutdownResponse:
+		m = &ssmmp.HardShutdownResponse{Header: h, ServiceInstanceID: max(a.instance, 1), Status: ssmmp.StatusOK}
+	case ssmmp.TypeInstanceHealthResponse:
+		m = &ssmmp.InstanceHealthResponse{Header: h, ServiceInstanceID: max(a.instance, 1), Status: ssmmp.StatusOK}
+	case ssmmp.TypeAgentHealthResponse:
+		m = &ssmmp.AgentHealthResponse{Header: h, AgentNetworkAddress: a.node, Status: ssmmp.StatusOK}
+	default:
+		s.fail("simulator", "%s", fmt.Sprint(want))
+		return
+	}
+	s.hit(f.Kind)
+	s.send(n.manager, m)
 }
