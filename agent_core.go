@@ -117,6 +117,7 @@ type AgentCore struct {
 	reports    []byte       // for the Manager, until it has heard them: lines, oldest first
 	marks      []reportMark // health answers on this connection that it may have heard
 	waits      []reportWait // for the Manager to hear reports, oldest first
+	unkept     uint64       // reports that were too many to keep
 
 	conns     map[ConnID]*agentInstance // of instances, once they are bound
 	instances map[InstanceID]*agentInstance
@@ -320,8 +321,11 @@ func (c *AgentCore) keep(m Message) {
 	c.reports, _ = AppendMessage(c.reports, m) // a message that cannot be sent is warned of when it is
 	if len(c.reports) > maxReports {
 		c.reports = c.reports[:before]
-		if !c.registered {
-			c.warn(c.manager, "the Manager is away for too long: a report is lost: "+m.Type().String())
+		if c.unkept++; c.unkept&(c.unkept-1) == 0 { // of many, few are said
+			c.warn(0, fmt.Sprintf("too many reports that the Manager is not known to have: %d are not kept, now a %s: "+
+				"if the Manager does not get it, it takes the session to be open until an end of it has ended", c.unkept, m.Type()))
+		} else {
+			c.dropped++
 		}
 	}
 }
@@ -657,12 +661,13 @@ type AgentPending struct {
 	InFlight int // session requests that the Manager has not answered
 	Relayed  int // requests of the Manager that an instance has not answered
 	Reports  int // that the Manager is not known to have
+	Unkept   int // reports that were too many to keep, since the agent's start
 	Timers   int
 }
 
 // Pending returns what is under way.
 func (c *AgentCore) Pending() AgentPending {
-	p := AgentPending{Relayed: len(c.relayed), Reports: bytes.Count(c.reports, []byte("\n")), Timers: len(c.timers)}
+	p := AgentPending{Relayed: len(c.relayed), Reports: bytes.Count(c.reports, []byte("\n")), Unkept: int(c.unkept), Timers: len(c.timers)}
 	for _, i := range c.instances {
 		p.InFlight += len(i.inFlight)
 	}

@@ -69,8 +69,9 @@
 // connections and a timer. Each connection is a link, which a goroutine reads.
 // Whoever steps a core writes what the step queued, once its lock is released
 // and as far as the connections take it at once; the rest is left to each link's
-// writer, which writes whatever is queued in one write. A queue holds 1 MiB and a
-// write takes 10 s at most; a peer that is slower loses that connection.
+// writer, which writes whatever is queued in one write. A peer that leaves 1 MiB
+// waiting, beside what was decided since its last write was tried, or takes more
+// than 10 s for a write, loses that connection.
 // No lock is held across a read, a write, a callback or a log call.
 //
 // # Transports and launchers

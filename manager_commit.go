@@ -18,6 +18,8 @@ const (
 	maxUncommitted = 1 << 15
 	// storeRetry is the time between two tries to write to a full store.
 	storeRetry = 200 * time.Millisecond
+	// retainEvery is at how many of them it is looked for what can go.
+	retainEvery = 25
 )
 
 // A commit is what some steps decided and nobody has been told yet.
@@ -131,9 +133,10 @@ func (m *Manager) commits() {
 }
 
 // append commits the events of a batch. While the store is full it tries again
-// and again; what is decided meanwhile waits.
+// and again, and has it forget what it need not keep; what is decided meanwhile
+// waits.
 func (m *Manager) append(b *commit) error {
-	for len(b.events) > 0 {
+	for try := 0; len(b.events) > 0; try++ {
 		err := m.cfg.Store.Append(context.Background(), b.events)
 		full := errors.Is(err, ErrStoreFull)
 		m.mu.Lock()
@@ -149,6 +152,9 @@ func (m *Manager) append(b *commit) error {
 		m.mu.Unlock()
 		if !full || closed {
 			return err
+		}
+		if try%retainEvery == 0 {
+			m.retain()
 		}
 		select {
 		case <-time.After(storeRetry):
@@ -201,19 +207,27 @@ func (m *Manager) keep(checkpoint []Event, seq uint64) {
 	for i := range checkpoint {
 		checkpoint[i].Time = now
 	}
-	err := m.cfg.Store.Checkpoint(context.Background(), seq, checkpoint)
-	if r := (Retention{MaxBytes: m.cfg.KeepBytes}); err == nil && (r.MaxBytes > 0 || m.cfg.KeepFor > 0) {
-		if m.cfg.KeepFor > 0 {
-			r.Before = now.Add(-m.cfg.KeepFor)
-		}
-		err = m.cfg.Store.Retain(context.Background(), r)
-	}
-	if err != nil {
+	if err := m.cfg.Store.Checkpoint(context.Background(), seq, checkpoint); err != nil {
 		m.log.Warn("no checkpoint: the next start takes longer", "error", err)
 	}
+	m.retain()
 	m.mu.Lock()
 	m.keeping = false
 	m.mu.Unlock()
+}
+
+// retain has the store forget what is beyond the bounds, if there are any.
+func (m *Manager) retain() {
+	r := Retention{MaxBytes: m.cfg.KeepBytes}
+	if m.cfg.KeepFor > 0 {
+		r.Before = time.Now().Add(-m.cfg.KeepFor)
+	}
+	if r == (Retention{}) {
+		return
+	}
+	if err := m.cfg.Store.Retain(context.Background(), r); err != nil {
+		m.log.Warn("the store keeps more than it should", "error", err)
+	}
 }
 
 // recover takes the store, and the state that it holds.

@@ -276,8 +276,10 @@ func (c *ManagerCore) epoch(more ...Extension) []Extension {
 }
 
 // messageBlock is how many message ids are reserved at once: a Manager that
-// takes over uses none of them again, wherever the one before it stopped.
-const messageBlock = 1 << 16
+// takes over uses none of them again, wherever the one before it stopped. Half
+// of them are left when the next are reserved: so the requests that leave before
+// that is durable have ids that were reserved long ago.
+const messageBlock = 1 << 32
 
 // reportsKept is after how many reports an agent is told which of them are
 // durable, if that is sooner than its next health request.
@@ -285,7 +287,7 @@ const reportsKept = 1 << 10
 
 // messageID returns a message id that was never used.
 func (c *ManagerCore) messageID() int64 {
-	if c.lastMessage >= c.reserved {
+	if c.reserved-c.lastMessage <= messageBlock/2 {
 		c.record(Event{Kind: EventMessagesReserved, MessageID: c.lastMessage + messageBlock})
 	}
 	c.lastMessage++

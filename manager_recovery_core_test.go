@@ -249,3 +249,24 @@ func TestManagerResume(t *testing.T) {
 		s.settle()
 	})
 }
+
+// Message ids are reserved long before they are used: a Manager that takes over
+// what was durable half a block ago uses none of them again.
+func TestManagerMessagesReserved(t *testing.T) {
+	t.Parallel()
+	c := NewManagerCore(ManagerConfig{FirstMessage: 7}.WithDefaults())
+	durable := c.reserved
+	for range 3 {
+		c.lastMessage = c.reserved - messageBlock/2 - 2
+		before := len(c.events)
+		for n := range 4 {
+			if id := c.messageID(); id > durable-messageBlock/4 {
+				t.Fatalf("id %d is used, and those up to %d are reserved", id, durable)
+			}
+			if recorded := len(c.events) > before; recorded != (n >= 2) {
+				t.Fatalf("at %d of half a block: recorded %t", n-2, recorded)
+			}
+		}
+		durable = c.events[len(c.events)-1].MessageID
+	}
+}

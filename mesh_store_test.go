@@ -356,3 +356,62 @@ func TestMeshManagerFenced(t *testing.T) {
 		s.mesh.close()
 	})
 }
+
+// A roomStore has room for so many events.
+type roomStore struct {
+	*testStore
+	room int
+}
+
+func (s *roomStore) Append(ctx context.Context, events []Event) error {
+	s.mu.Lock()
+	room := s.room
+	s.mu.Unlock()
+	if kept, _, _ := s.view(); room > 0 && len(kept)+len(events) > room {
+		return ErrStoreFull
+	}
+	return s.testStore.Append(ctx, events)
+}
+
+func (s *roomStore) Checkpoint(ctx context.Context, seq uint64, events []Event) error {
+	s.mu.Lock()
+	room := s.room
+	s.mu.Unlock()
+	if room > 0 {
+		return ErrStoreFull
+	}
+	return s.testStore.Checkpoint(ctx, seq, events)
+}
+
+// A full store forgets what it need not keep any more, and goes on.
+func TestMeshStoreFullForgets(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		store := &roomStore{testStore: &testStore{MemStore: new(MemStore)}}
+		s := newLifeMesh(t, ManagerConfig{Store: store, CheckpointAfter: 1, KeepFor: time.Minute}, 2, nil)
+		defer s.close()
+		gw := s.begin()
+		for range 20 {
+			conn, _ := s.dial(gw, "P")
+			conn.Close()
+		}
+		synctest.Wait()
+		events, _, _ := store.view()
+		store.mu.Lock()
+		store.room = len(events)
+		store.mu.Unlock()
+		soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := gw.Dial(soon, "P"); err == nil {
+			t.Error("a session opened, and the store is full")
+		}
+		time.Sleep(90 * time.Second)
+		if conn, err := gw.Dial(t.Context(), "P"); err != nil {
+			t.Errorf("nothing was forgotten: %v", err)
+		} else {
+			conn.Close()
+		}
+		store.mu.Lock()
+		store.room = 0
+		store.mu.Unlock()
+	})
+}

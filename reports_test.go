@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -70,4 +71,30 @@ func TestAgentReportsHeard(t *testing.T) {
 	report(7)
 	step(AgentInput{Kind: AgentInputLost, Conn: 4})
 	want("and that one again", register(5))
+}
+
+// A report that is too many to be kept is counted, and said, but not each one.
+func TestAgentReportsBounded(t *testing.T) {
+	t.Parallel()
+	c := NewAgentCore(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr}.WithDefaults(), "one")
+	c.Step(AgentInput{Kind: AgentInputManagerUp, Conn: 1})
+	c.Step(AgentInput{Kind: AgentInputMessage, Conn: 1, Msg: &InitiationResponse{Header: Header{MessageID: c.registerID, Extensions: []Extension{{extHeard, "0"}}}, Status: StatusOK}})
+	c.reports = make([]byte, maxReports)
+	c.out = nil
+	const reports = 1000
+	for range reports {
+		c.toManager(&TerminationInfo{Header: Header{MessageID: c.ownID(), SubType: AgentToManager}, ServiceName: "B", ServiceInstanceID: 1, ServiceInstanceNetworkAddress: nodeAddr})
+	}
+	said, sent := 0, 0
+	for _, o := range c.out {
+		switch {
+		case o.Kind == AgentOutputSend:
+			sent++
+		case o.Kind == AgentOutputWarn && strings.Contains(o.Text, "reports"):
+			said++
+		}
+	}
+	if p := c.Pending(); p.Unkept != reports || c.dropped != reports || said != 10 || sent != reports {
+		t.Errorf("%d are not kept, %d counted, %d said, %d sent; want %d, %[5]d, 10, %[5]d", p.Unkept, c.dropped, said, sent, reports)
+	}
 }
