@@ -32,6 +32,7 @@ type simCheck struct {
 	sessions  map[ssmmp.SessionID]*simOpen
 	uses      map[uint32]uint32 // of session slots
 	vertices  map[[2]string]*simVertex
+	ofGraph   map[string][]*simVertex
 	agents    map[netip.Addr]*simAgent
 	conns     map[ssmmp.ConnID]netip.Addr // registered
 	asked     map[int64]simAsked
@@ -122,7 +123,7 @@ func (c *simCheck) init(s *simRun) {
 func (c *simCheck) managerStarted(history []ssmmp.Event) {
 	c.live, c.ports, c.freed = map[ssmmp.InstanceID]*simInstance{}, map[netip.AddrPort]ssmmp.InstanceID{}, map[netip.AddrPort]time.Duration{}
 	c.sessions, c.uses = map[ssmmp.SessionID]*simOpen{}, map[uint32]uint32{}
-	c.vertices, c.agents = map[[2]string]*simVertex{}, map[netip.Addr]*simAgent{}
+	c.vertices, c.ofGraph, c.agents = map[[2]string]*simVertex{}, map[string][]*simVertex{}, map[netip.Addr]*simAgent{}
 	c.conns, c.asked, c.commands = map[ssmmp.ConnID]netip.Addr{}, map[int64]simAsked{}, map[ssmmp.CallID]any{}
 	c.lastNow, c.skipped = 0, 0
 	c.storm, c.calm, c.closedNow = false, 0, nil
@@ -136,6 +137,7 @@ func (c *simCheck) managerStarted(history []ssmmp.Event) {
 				}
 			}
 			c.vertices[[2]string{g.Name, v.Name}] = m
+			c.ofGraph[g.Name] = append(c.ofGraph[g.Name], m)
 		}
 	}
 	// What was decided and not committed has not left: it may be decided again.

@@ -22,10 +22,8 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 	}
 	switch ev.Kind {
 	case ssmmp.EventGraphDeployed:
-		for key, v := range c.vertices {
-			if key[0] == ev.Graph {
-				v.quick = 0
-			}
+		for _, v := range c.ofGraph[ev.Graph] {
+			v.quick = 0
 		}
 
 	case ssmmp.EventAgentRegistered:
