@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/ssmmp/ssmmp"
 	"github.com/ssmmp/ssmmp/examples/internal/program"
 )
@@ -44,8 +45,10 @@ const patience = 60 * time.Second
 type rig struct {
 	t       *testing.T
 	dir     string
+	data    string // the Manager's directory
 	graph   string
-	address string
+	address string // where the Manager listens
+	log     lockedBuffer
 	cmd     *exec.Cmd
 	stderr  *bytes.Buffer
 
@@ -57,13 +60,63 @@ type rig struct {
 	dialled  map[string]int // sessions that were granted and opened, by instance and plug port
 	closed   map[string]int
 	open     map[string]net.Conn
-	progress int // dials that succeeded
+	progress int      // dials that succeeded
+	manager  net.Conn // of the agent
+}
+
+// A leadingTransport is an agent's, which finds the Manager where the rig says.
+type leadingTransport struct {
+	ssmmp.TCP
+	r *rig
+}
+
+func (l leadingTransport) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	if addr != "manager:1" {
+		return l.TCP.Dial(ctx, addr)
+	}
+	l.r.mu.Lock()
+	addr = l.r.address
+	l.r.mu.Unlock()
+	conn, err := l.TCP.Dial(ctx, addr)
+	l.r.mu.Lock()
+	l.r.manager = conn
+	l.r.mu.Unlock()
+	return conn, err
+}
+
+// lead has the agent find the Manager at another address.
+func (r *rig) lead(address string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.address = address
+	if r.manager != nil {
+		r.manager.Close()
+	}
+}
+
+// A lockedBuffer is what an agent logs.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func newRig(t *testing.T) *rig {
 	// An address of its own: the ports of instances are fixed.
 	node := netip.AddrFrom4([4]byte{127, byte(16 + rand.IntN(200)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
 	r := &rig{t: t, dir: t.TempDir(), launched: map[ssmmp.InstanceID]int{}, dialled: map[string]int{}, closed: map[string]int{}, open: map[string]net.Conn{}}
+	r.data = filepath.Join(r.dir, "data")
 	r.address = netip.AddrPortFrom(node, 55555).String()
 	g, err := ssmmp.NewGraph("killed").
 		Gateway("front", ssmmp.FixedPorts{"S0": 8080}, ssmmp.Out{"P1"}).
@@ -82,7 +135,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	tcp := ssmmp.TCP{LocalAddr: node}
-	a, err := ssmmp.NewAgent(ssmmp.AgentConfig{Manager: r.address, Address: node, Transport: tcp, Repository: []ssmmp.RepositoryEntry{
+	a, err := ssmmp.NewAgent(ssmmp.AgentConfig{Manager: "manager:1", Address: node, Transport: leadingTransport{tcp, r}, Logger: hclog.New(&hclog.LoggerOptions{Output: &r.log}), Repository: []ssmmp.RepositoryEntry{
 		{Service: "front", Launcher: ssmmp.FuncLauncher(func(ctx context.Context, l ssmmp.Launch) error { return r.front(ctx, l, tcp) })},
 		{Service: "greeter", Launcher: ssmmp.FuncLauncher(func(ctx context.Context, l ssmmp.Launch) error { return r.greeter(ctx, l, tcp) })},
 	}})
@@ -187,7 +240,7 @@ func (r *rig) start(prefix ...string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	args := append(prefix, self, "-graph", r.graph, "-deploy", "killed", "-data", filepath.Join(r.dir, "data"), "-listen", r.address, "-log-level", "warn")
+	args := append(prefix, self, "-graph", r.graph, "-deploy", "killed", "-data", r.data, "-listen", r.address, "-log-level", "warn")
 	r.cmd, r.stderr = exec.Command(args[0], args[1:]...), new(bytes.Buffer)
 	r.cmd.Env = append(os.Environ(), "SSMMP_TEST_MANAGER=1")
 	r.cmd.Stderr = r.stderr
@@ -239,7 +292,7 @@ func (r *rig) wait(what string, f func() error) {
 
 // compare compares the history and the state with what was acknowledged.
 func (r *rig) compare() error {
-	store := openStore(filepath.Join(r.dir, "data"))
+	store := openStore(r.data)
 	defer store.Close()
 	opened, closed, first := map[string]int{}, map[string]int{}, map[string]ssmmp.InstanceID{}
 	deployed := 0
@@ -398,6 +451,60 @@ func TestManagerKilledAtCalls(t *testing.T) {
 	t.Logf("killed at %d calls, %d sessions acknowledged", killed, r.progress)
 }
 
+// A Manager that is stopped while another one goes on from a copy of its data,
+// elsewhere, has nothing to say when it wakes up: agents know of a greater epoch.
+func TestManagerWakesUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start()
+	r.work(50)
+	old, oldAddress, oldData := r.cmd, r.address, r.data
+	defer func() {
+		syscall.Kill(-old.Process.Pid, syscall.SIGKILL)
+		old.Wait()
+	}()
+	syscall.Kill(-old.Process.Pid, syscall.SIGSTOP)
+	r.cmd = nil
+	r.data = filepath.Join(r.dir, "copy")
+	if err := os.Mkdir(r.data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(oldData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), "-shm") {
+			continue // it is only memory that processes share
+		}
+		b, err := os.ReadFile(filepath.Join(oldData, f.Name()))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(r.data, f.Name()), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	host, _, _ := net.SplitHostPort(oldAddress)
+	newAddress := net.JoinHostPort(host, "55557")
+	r.lead(newAddress)
+	r.start()
+	r.work(50)
+
+	// The old one wakes up, and the agent is led to it.
+	syscall.Kill(-old.Process.Pid, syscall.SIGCONT)
+	r.lead(oldAddress)
+	r.wait("the agent refuses the old Manager", func() error {
+		if !strings.Contains(r.log.String(), "a Manager of epoch 1, where one of epoch 2 was") {
+			return errors.New(r.log.String())
+		}
+		return nil
+	})
+	r.lead(newAddress)
+	r.work(50)
+	r.check()
+}
+
 // What a person asks of the history.
 func TestHistory(t *testing.T) {
 	t.Parallel()
@@ -414,7 +521,7 @@ func TestHistory(t *testing.T) {
 	r.cmd = nil
 	ask := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		err := history(t.Context(), append([]string{"-data", filepath.Join(r.dir, "data")}, args...), &out)
+		err := history(t.Context(), append([]string{"-data", r.data}, args...), &out)
 		return out.String(), err
 	}
 	for _, tt := range []struct {
