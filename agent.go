@@ -284,7 +284,7 @@ func (a *Agent) begin(ctx context.Context) (net.Listener, error) {
 	defer a.mu.Unlock()
 	a.listen, a.state = ln.Addr().String(), state
 	if state != nil {
-		a.core.comeBack(state.self.Identity, state.self.Epoch, state.ended)
+		a.core.ComeBack(state.self.Identity, state.self.Epoch, state.ended)
 	}
 	return ln, nil
 }

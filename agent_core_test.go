@@ -240,7 +240,7 @@ func (s *agentStepper) replay() { s.replayFrom("one", 0, nil) }
 func (s *agentStepper) replayFrom(identity string, epoch uint64, ended []InstanceID) {
 	s.t.Helper()
 	core, b := NewAgentCore(coreAgent.WithDefaults(), "one"), []byte(nil)
-	core.comeBack(identity, epoch, ended)
+	core.ComeBack(identity, epoch, ended)
 	var reader lineReader
 	for _, st := range s.steps {
 		in := st.in

@@ -67,15 +67,27 @@ func (c *AgentCore) awaitReady(i *agentInstance) {
 	})
 }
 
-// comeBack gives the core the identity of the agent before this one, the epoch
+// ComeBack gives a new core the identity of the agent before this one, the epoch
 // of the Manager that it obeyed, and the instances that ended there, oldest
 // first.
-func (c *AgentCore) comeBack(identity string, epoch uint64, ended []InstanceID) {
+func (c *AgentCore) ComeBack(identity string, epoch uint64, ended []InstanceID) {
 	c.identity, c.epoch = identity, epoch
 	for _, id := range ended {
 		c.remember(id)
 	}
 }
+
+// Known tells what an InstanceRecord is to say of an instance: whether it is
+// ready, and whether it spoke.
+func (c *AgentCore) Known(id InstanceID) (ready, spoke bool) {
+	if i := c.instances[id]; i != nil {
+		ready, spoke = i.ready, i.wasBound
+	}
+	return ready, spoke
+}
+
+// Epoch returns the greatest epoch that a Manager told.
+func (c *AgentCore) Epoch() uint64 { return c.epoch }
 
 // remember keeps it in mind that an instance has ended.
 func (c *AgentCore) remember(id InstanceID) {

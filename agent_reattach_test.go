@@ -48,7 +48,7 @@ func sentTo(t tester, conn ConnID, out []AgentOutput) []string {
 func TestAgentCoreReattached(t *testing.T) {
 	t.Parallel()
 	s := newAgentStepper(t)
-	s.core.comeBack("before", 5, []InstanceID{3})
+	s.core.ComeBack("before", 5, []InstanceID{3})
 	ready, starting, dead := coreRecord(7), coreRecord(8), coreRecord(9)
 	ready.Ready, dead.Ready = true, true
 	for _, o := range s.reattach(ready) {

@@ -54,6 +54,9 @@ type SimulationNode struct {
 	// Services are what its agent can execute; all of all graphs if it is
 	// empty.
 	Services []string `json:",omitempty"`
+	// Keeps says that its agent keeps its state: the next one goes on with what
+	// it executed.
+	Keeps bool `json:",omitempty"`
 	// Drift is by how much its clock is fast, in millionths.
 	Drift int `json:",omitempty"`
 }

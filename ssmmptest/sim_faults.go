@@ -78,6 +78,7 @@ const (
 	SimShowsSecret
 	// Nodes.
 	SimNodeCrash
+	SimAgentCrash
 	SimPowerFailure
 	SimAgentStops
 	SimAgentFrozen
@@ -105,6 +106,7 @@ const (
 	SimManagerDialBlocked
 	SimSessionDialBlocked
 	SimSuperseded
+	SimReattached
 	SimHeldLost
 	SimStoreTorn
 	SimReplayed
@@ -368,6 +370,13 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 					n.crash()
 				}
 			}), stop: simRestart},
+		SimAgentCrash: {name: "agent-crash", what: "an agent dies, and what it executed runs on",
+			start: simEachNode(func(s *simRun, n *simNode, f *simFaultRun) {
+				if !n.dead && n.kept != nil {
+					s.hit(f.Kind)
+					n.leave()
+				}
+			}), stop: simRestart},
 		SimPowerFailure: {name: "power-failure", what: "a node is off without a word",
 			start: simEachNode(func(s *simRun, n *simNode, f *simFaultRun) {
 				if !n.dead {
@@ -460,6 +469,7 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimManagerDialBlocked: {name: "manager-dial-blocked", what: "an agent dials the Manager in vain"},
 		SimSessionDialBlocked: {name: "session-dial-blocked", what: "an instance dials another in vain"},
 		SimSuperseded:         {name: "superseded", what: "an agent is back before its old connection was seen to end"},
+		SimReattached:         {name: "reattached", what: "an agent that was started again finds an instance that runs"},
 		SimHeldLost:           {name: "held-lost", what: "the Manager dies before what it decided was committed"},
 		SimStoreTorn:          {name: "store-torn", what: "the store holds a part of what was not committed"},
 		SimReplayed:           {name: "replayed", what: "a Manager goes on from what the store holds"},

@@ -37,6 +37,7 @@ type simNode struct {
 	squat    []*simFaultRun // another program holds the ports that instances want
 	faults   []*simFaultRun // of the processes that it starts
 	fewer    bool           // its repository lacks a service
+	kept     *simKept       // what outlives an agent; nil where nothing does
 }
 
 func newSimNode(s *simRun, index int, host *simHost) *simNode {
@@ -45,6 +46,9 @@ func newSimNode(s *simRun, index int, host *simHost) *simNode {
 	n.wake = func() { n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputTime}) }
 	n.plugs, n.listen = map[simTuple]bool{}, map[uint16]*simProc{}
 	n.next = s.sim.Config.FirstPlugPort
+	if s.sim.Nodes[index].Keeps {
+		n.kept = &simKept{records: map[ssmmp.InstanceID]*ssmmp.InstanceRecord{}}
+	}
 	return n
 }
 
@@ -72,6 +76,9 @@ func (n *simNode) start() {
 	}.WithDefaults()
 	n.core = ssmmp.NewAgentCore(n.cfg, fmt.Sprintf("%s.%d", n.host.name, n.life))
 	s.logf("%s starts", n.name)
+	if n.kept != nil {
+		n.comeBack()
+	}
 	n.reach()
 }
 
@@ -208,6 +215,9 @@ func (n *simNode) step1(in ssmmp.AgentInput) {
 	s := n.s
 	s.check.beforeAgent(n, &in)
 	out := n.core.Step(in)
+	if n.kept != nil {
+		n.kept.epoch = n.core.Epoch()
+	}
 	for i := range out {
 		o := &out[i]
 		s.check.agentOutput(n, &in, o)
@@ -235,6 +245,10 @@ func (n *simNode) step1(in ssmmp.AgentInput) {
 			if p := n.byID[o.Instance]; p != nil {
 				p.killed()
 			}
+		case ssmmp.AgentOutputChanged:
+			n.learned(o.Instance)
+		case ssmmp.AgentOutputForget:
+			n.forgets(o.Instance)
 		case ssmmp.AgentOutputEmpty:
 			life := n.life
 			s.after(&n.simActor, time.Second, func() {

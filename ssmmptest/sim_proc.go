@@ -85,10 +85,12 @@ func (n *simNode) launch(l ssmmp.Launch) {
 	p.simActor = simActor{name: fmt.Sprintf("%s %d", l.Service, l.ID), host: n.host, owner: p, born: s.now}
 	p.habits, p.asked = n.habits(p), n.local(s.now)
 	n.byID[l.ID] = p
+	n.intend(l)
 	if n.portTaken(p) != 0 {
 		s.after(&n.simActor, 250*time.Millisecond, func() {
 			p.finished, p.dead = true, true
 			delete(n.byID, l.ID)
+			n.neverRan(l.ID)
 			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputStarted, Instance: l.ID, Err: ssmmp.ErrPortTaken})
 		})
 		return
@@ -97,6 +99,7 @@ func (n *simNode) launch(l ssmmp.Launch) {
 		if p.habits.fails {
 			p.finished, p.dead = true, true
 			delete(n.byID, l.ID)
+			n.neverRan(l.ID)
 			n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputStarted, Instance: l.ID, Err: errSimLaunch})
 			return
 		}
@@ -451,6 +454,9 @@ func (p *simProc) gone(with bool) {
 	n.procs = slices.DeleteFunc(n.procs, func(q *simProc) bool { return q == p })
 	if with {
 		return
+	}
+	if !n.dead && !n.frozen {
+		n.sawEnd(p.id, p.exit)
 	}
 	// Its agent hears it out, for a second at the most.
 	life := n.life

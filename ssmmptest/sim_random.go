@@ -159,6 +159,7 @@ func simPlaceServices(r *simRand, s *Simulation) {
 	}
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
+		n.Keeps = r.oneIn(2)
 		if r.oneIn(3) {
 			n.Drift = r.n(2001) - 1000
 		}
