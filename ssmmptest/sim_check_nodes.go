@@ -10,8 +10,8 @@ import (
 
 // beforeAgent looks at an input before an agent does.
 func (c *simCheck) beforeAgent(n *simNode, in *ssmmp.AgentInput) {
-	if in.Kind != ssmmp.AgentInputMessage {
-		return
+	if e := n.ends[in.Conn]; in.Kind != ssmmp.AgentInputMessage || e == n.manager && e != nil && e.peer().who != &c.s.manager.simActor {
+		return // what an old Manager wants does not count
 	}
 	switch m := in.Msg.(type) {
 	case *ssmmp.HardShutdownRequest:

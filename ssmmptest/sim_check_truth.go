@@ -148,6 +148,24 @@ func (c *simCheck) asksFarEnds(id ssmmp.InstanceID, out []ssmmp.ManagerOutput) {
 	}
 }
 
+// begins looks at what is recorded while the store has no room.
+func (c *simCheck) begins(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
+	asks := in.Kind == ssmmp.ManagerInputCommand
+	switch in.Msg.(type) {
+	case *ssmmp.SessionRequest, *ssmmp.InitiationRequest:
+		asks = true
+	}
+	switch ev.Kind {
+	case ssmmp.EventProtocolViolated, ssmmp.EventAgentRefused, ssmmp.EventMessagesReserved:
+	case ssmmp.EventSessionRefused:
+		asks = asks && ev.Status != ssmmp.StatusForbidden && ev.Status != ssmmp.StatusGone
+	default:
+		if asks {
+			c.fail("nothing is begun while the store is full", "%s", ev)
+		}
+	}
+}
+
 // absent looks for agents that stay away and are neither waited for nor lost.
 func (c *simCheck) absent() {
 	m := c.s.manager
@@ -204,8 +222,10 @@ func (p *simProc) gets(m ssmmp.Message) {
 	case *ssmmp.SourceSessionCloseRequest, *ssmmp.DestSessionCloseRequest:
 		p.owes[-m.Head().MessageID] = true
 	case *ssmmp.SessionResponse:
-		if _, asked := p.owes[m.MessageID]; asked {
-			p.owes[m.MessageID] = m.Status.Success()
+		if _, asked := p.owes[m.MessageID]; asked && m.Status.Success() {
+			p.owes[m.MessageID] = true
+		} else if !p.owes[m.MessageID] {
+			delete(p.owes, m.MessageID)
 		}
 	}
 }

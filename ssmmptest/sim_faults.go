@@ -89,10 +89,12 @@ const (
 	SimManagerFrozen
 	SimStoreSlow
 	SimStoreFails
+	SimStoreFull
 	// Clocks.
 	SimManagerClockJumps
 	SimAgentClockJumps
 	// Peers that break the rules.
+	SimOldManager
 	SimFalseAgent
 	SimFalseInstance
 	SimOffGraph
@@ -188,6 +190,7 @@ func simEnds(list func(n *simNode) *[]*simFaultRun) func(*simRun, *simFaultRun) 
 func simLinks(n *simNode) *[]*simFaultRun     { return &n.host.slow }
 func simNoises(n *simNode) *[]*simFaultRun    { return &n.host.noisy }
 func simProcesses(n *simNode) *[]*simFaultRun { return &n.faults }
+func simDials(n *simNode) *[]*simFaultRun     { return &n.misled }
 func simSquats(n *simNode) *[]*simFaultRun    { return &n.squat }
 
 // simHabit is a fault of the processes that start at its nodes.
@@ -444,6 +447,9 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimStoreFails: {name: "store-fails", what: "a commit fails, and the Manager with it",
 			start: func(s *simRun, f *simFaultRun) { s.manager.failing = true },
 			stop:  func(s *simRun, f *simFaultRun) { s.manager.failing = false }},
+		SimStoreFull: {name: "store-full", what: "the store has no room for a commit",
+			start: func(s *simRun, f *simFaultRun) { s.manager.full = true },
+			stop:  func(s *simRun, f *simFaultRun) { s.manager.full = false }},
 
 		SimManagerClockJumps: {name: "manager-clock-jumps", what: "the Manager's clock jumps ahead, as when its machine was suspended",
 			start: func(s *simRun, f *simFaultRun) {
@@ -456,6 +462,7 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 				s.jump(&n.simActor, f.Amount)
 			})},
 
+		SimOldManager:       {name: "old-manager", what: "a Manager in whose place another came answers agents that dial", start: (*simRun).mislead, stop: simEnds(simDials)},
 		SimFalseAgent:       {name: "false-agent", what: "another process claims the address of an agent", start: simEachNode((*simRun).falseAgent)},
 		SimFalseInstance:    {name: "false-instance", what: "another process claims to be an instance", start: simEachNode((*simRun).falseInstance)},
 		SimOffGraph:         {name: "off-graph", what: "an instance asks for what the graph has no edge for", start: simEachNode((*simRun).offGraph)},
@@ -510,7 +517,7 @@ func simCutApart(name, what string) simFaultEntry {
 // ofManager tells whether a kind needs no nodes.
 func (k SimulationFaultKind) ofManager() bool {
 	switch k {
-	case SimManagerCutOff, SimManagerRefuses, SimManagerCrash, SimManagerFrozen, SimStoreSlow, SimStoreFails, SimManagerClockJumps:
+	case SimManagerCutOff, SimManagerRefuses, SimManagerCrash, SimManagerFrozen, SimStoreSlow, SimStoreFails, SimStoreFull, SimManagerClockJumps:
 		return true
 	}
 	return false

@@ -30,6 +30,9 @@ type simManager struct {
 	durable    int // of those, what the store holds already
 	slow       []*simFaultRun
 	failing    bool
+	full       bool   // the store has no room
+	knows      bool   // and the Manager has seen it
+	last       uint64 // the last event that it knows to be committed
 }
 
 // A simHeld is what one step of the core asked for.
@@ -65,6 +68,7 @@ func (m *simManager) start() {
 	m.dead, m.frozen, m.born, m.jumped, m.wakeAt = false, false, s.now, 0, 0
 	m.ends, m.calls = map[ssmmp.ConnID]*simEnd{}, map[ssmmp.CallID]func(error){}
 	m.held, m.committing, m.durable, m.failing = nil, 0, 0, false
+	m.knows, m.last = false, 0
 	m.cfg = s.sim.managerConfig()
 	if s.sim.Forgets {
 		// As from the wall clock: the ids of a Manager before it are not used.
@@ -72,6 +76,7 @@ func (m *simManager) start() {
 		m.cfg.FirstMessage = int64(m.life) * 1_000_000_000
 		m.store = nil
 	}
+	m.cfg.Epoch = uint64(m.life) + 1
 	m.cfg = m.cfg.WithDefaults()
 	m.core = ssmmp.NewManagerCore(m.cfg)
 	s.logf("Manager starts")
@@ -119,7 +124,7 @@ func (m *simManager) crash() {
 	for _, h := range m.held[m.durable:] {
 		torn = append(torn, h.events...)
 	}
-	if len(torn) > 0 && !s.sim.Forgets {
+	if len(torn) > 0 && !s.sim.Forgets && !m.full {
 		torn = torn[:m.host.rand.n(len(torn)+1)]
 		if len(torn) > 0 {
 			s.hit(SimStoreTorn)
@@ -192,6 +197,7 @@ func (m *simManager) step(in ssmmp.ManagerInput) {
 
 func (m *simManager) step1(in ssmmp.ManagerInput) {
 	s := m.s
+	in.Committed, in.Full = m.last, m.knows
 	s.check.beforeManager(&in)
 	out, events := m.core.Step(in)
 	m.took(&in, out, events)
@@ -217,8 +223,9 @@ func (m *simManager) took(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput, eve
 	if len(out) == 0 && len(events) == 0 {
 		return
 	}
-	if s.sim.Commit == 0 && len(m.slow) == 0 && len(m.held) == 0 && !m.failing {
+	if s.sim.Commit == 0 && len(m.slow) == 0 && len(m.held) == 0 && !m.failing && !m.full {
 		m.committed(events)
+		m.knowsOf(events)
 		for i := range out {
 			o := &out[i]
 			if o.Kind == ssmmp.ManagerOutputSend {
@@ -242,10 +249,23 @@ func (m *simManager) took(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput, eve
 				s.fail("every message can be encoded", "Manager sends %s: %v", o.Msg.Type(), err)
 			}
 		}
+		if o.Early { // it depends on no event
+			m.perform(&ho)
+			continue
+		}
 		h.out = append(h.out, ho)
 	}
-	m.held = append(m.held, h)
-	m.commit()
+	if len(h.events)+len(h.out) > 0 {
+		m.held = append(m.held, h)
+		m.commit()
+	}
+}
+
+// knowsOf notes what the Manager knows to be committed.
+func (m *simManager) knowsOf(events []ssmmp.Event) {
+	if n := len(events); n > 0 {
+		m.last = events[n-1].Seq
+	}
 }
 
 // commit has the store commit all that waits for it, at once.
@@ -274,6 +294,14 @@ func (m *simManager) commit() {
 			return
 		}
 		done := m.held[:m.committing]
+		if m.full && slices.ContainsFunc(done, func(h simHeld) bool { return len(h.events) > 0 }) {
+			s.hit(SimStoreFull)
+			s.after(&m.simActor, 200*time.Millisecond, func() {
+				m.knows, m.committing = true, 0
+				m.commit()
+			})
+			return
+		}
 		for i := range done {
 			m.committed(done[i].events)
 		}
@@ -285,6 +313,10 @@ func (m *simManager) commit() {
 			done := m.held[:m.committing]
 			m.held, m.committing, m.durable = m.held[m.committing:], 0, 0
 			for i := range done {
+				if len(done[i].events) > 0 {
+					m.knows = false
+				}
+				m.knowsOf(done[i].events)
 				for k := range done[i].out {
 					m.perform(&done[i].out[k])
 				}

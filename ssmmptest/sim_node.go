@@ -36,6 +36,7 @@ type simNode struct {
 	listen   map[uint16]*simProc
 	squat    []*simFaultRun // another program holds the ports that instances want
 	faults   []*simFaultRun // of the processes that it starts
+	misled   []*simFaultRun // an old Manager may answer it
 	fewer    bool           // its repository lacks a service
 	kept     *simKept       // what outlives an agent; nil where nothing does
 }
@@ -114,6 +115,8 @@ func (n *simNode) reach() {
 		})
 	}
 	switch {
+	case len(n.misled) > 0 && n.core.Epoch() > 1 && n.misled[0].rand.oneIn(2):
+		s.oldManager(n, n.misled[0])
 	case s.blocked(n.host, m.host) || s.blocked(m.host, n.host):
 		s.hit(SimManagerDialBlocked)
 		s.after(&n.simActor, n.cfg.RequestTimeout, again)

@@ -32,6 +32,40 @@ func (x *simStranger) line(e *simEnd, line []byte) {
 
 func (x *simStranger) lost(*simEnd) {}
 
+// mislead has agents lose the Manager, and find an old one.
+func (s *simRun) mislead(f *simFaultRun) {
+	simBegin(simDials)(s, f)
+	for _, i := range f.Nodes {
+		if n := s.nodes[i]; n.manager != nil && !n.dead {
+			s.reset(n.manager.conn)
+		}
+	}
+}
+
+// oldManager answers an agent as a Manager of an epoch before does, which was
+// stopped and goes on: it wants all that runs killed, and something else executed.
+func (s *simRun) oldManager(n *simNode, f *simFaultRun) {
+	x := s.stranger("old Manager", s.manager.host)
+	c := s.connect(simToManager, &n.simActor, &x.simActor)
+	x.gets = func(e *simEnd, m ssmmp.Message) {
+		r, ok := m.(*ssmmp.InitiationRequest)
+		if !ok {
+			return
+		}
+		s.hit(f.Kind)
+		s.send(e, &ssmmp.InitiationResponse{Header: ssmmp.Header{MessageID: r.MessageID,
+			Extensions: []ssmmp.Extension{{Name: "x_epoch", Value: "1"}, {Name: "x_heard", Value: "0"}}}, Status: ssmmp.StatusOK})
+		for _, p := range n.procs {
+			s.send(e, &ssmmp.HardShutdownRequest{Header: ssmmp.Header{MessageID: int64(p.id), SubType: ssmmp.ManagerToAgent},
+				ServiceName: p.launch.Service, ServiceInstanceID: p.id})
+		}
+		s.send(e, &ssmmp.ExecutionRequest{Header: ssmmp.Header{MessageID: 1 << 50}, AgentNetworkAddress: n.host.addr,
+			ServiceName: n.cfg.Repository[0].Service, ServiceInstanceID: 1 << 50})
+	}
+	n.manager = n.open(&c.ends[0])
+	n.step(ssmmp.AgentInput{Kind: ssmmp.AgentInputManagerUp, Conn: n.manager.id})
+}
+
 // falseAgent claims the address of a node.
 func (s *simRun) falseAgent(n *simNode, f *simFaultRun) {
 	m := s.manager
