@@ -400,7 +400,10 @@ func (c *AgentCore) health(m *AgentHealthRequest) {
 	}
 	c.send(c.manager, &AgentHealthResponse{Header: Header{MessageID: m.MessageID, SubType: AgentToManager},
 		AgentNetworkAddress: c.cfg.Address, Status: StatusOK})
-	if c.hears && len(c.marks) < maxMarks {
+	if c.hears {
+		if len(c.marks) == maxMarks { // the Manager's store has no room: in the end it has the last one
+			c.marks = slices.Delete(c.marks, 0, 1)
+		}
 		c.marks = append(c.marks, reportMark{m.MessageID, len(c.reports)})
 	}
 }
