@@ -184,9 +184,10 @@
 //	session.go                the Manager's table of sessions
 //	policy.go                 placement, balancing, scaling
 //	policy_core.go            the orders that it chooses by
-//	manager_core.go           the Manager's Step: registration, monitoring, commands, timers
+//	manager_core.go           the Manager's Step: requests and responses, commands, timers
+//	manager_agent_core.go     agents: registration, monitoring, those that are away or lost
 //	manager_cause_core.go     who did it, and what it follows from
-//	manager_state_core.go     its state, evolve, Snapshot
+//	manager_state_core.go     its state, evolve; manager_snapshot_core.go: as others see it
 //	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
 //	manager_session_core.go   requests, offers, acknowledgments, closing
 //	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
