@@ -19,6 +19,15 @@ type agentModel struct {
 	kept    []string // reports, while the Manager is away
 	message int64    // ids of the Manager's requests
 	all     []*modelProcess
+	broken  map[ConnID]int // how often a connection broke the protocol
+}
+
+// warned adds a warning of a connection, of which there are only so many.
+func (m *agentModel) warned(conn ConnID, want ...string) []string {
+	if m.broken[conn]++; m.broken[conn] <= violationsKept {
+		want = append(want, "warn")
+	}
+	return want
 }
 
 // A modelProcess is an instance that the agent was asked to execute.
@@ -135,7 +144,7 @@ func TestAgentModel(t *testing.T) {
 	t.Parallel()
 	connected := func(p *modelProcess) bool { return p.conn != 0 && !p.ended }
 	rapid.Check(t, func(t *rapid.T) {
-		m := &agentModel{core: NewAgentCore(coreAgent.WithDefaults(), "one")}
+		m := &agentModel{core: NewAgentCore(coreAgent.WithDefaults(), "one"), broken: map[ConnID]int{}}
 		needManager := func(t *rapid.T) {
 			if m.manager == 0 {
 				t.Skip("the Manager is away")
@@ -226,7 +235,7 @@ func TestAgentModel(t *testing.T) {
 				switch {
 				case rapid.IntRange(0, 4).Draw(t, "off the graph") == 0:
 					req.DestServiceName = "C"
-					m.do(t, in, fmt.Sprintf("to %d: session_response %d 403", p.conn, p.lastID), "warn")
+					m.do(t, in, m.warned(p.conn, fmt.Sprintf("to %d: session_response %d 403", p.conn, p.lastID))...)
 				case m.manager == 0:
 					m.do(t, in, fmt.Sprintf("to %d: session_response %d 503", p.conn, p.lastID))
 				default:
@@ -256,7 +265,7 @@ func TestAgentModel(t *testing.T) {
 			"speak for another": func(t *rapid.T) {
 				p := m.process(t, connected)
 				m.do(t, AgentInput{Kind: AgentInputMessage, Conn: p.conn, Msg: &SessionAck{Header: Header{MessageID: 1, SubType: ServiceToAgent},
-					SourceServiceName: "A", SourceServiceInstanceID: p.id + 1, Status: StatusOK}}, "warn")
+					SourceServiceName: "A", SourceServiceInstanceID: p.id + 1, Status: StatusOK}}, m.warned(p.conn)...)
 			},
 			"close request": func(t *rapid.T) {
 				needManager(t)
