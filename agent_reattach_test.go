@@ -342,17 +342,23 @@ func TestAgentReattachAgain(t *testing.T) {
 					}
 				}
 				a.mu.Unlock()
+				f.mu.Lock()
+				found := f.found[there]
 				if f.asked[there] != 3 || f.asked[gone] != 1 || f.asked[unseen] < 4 || f.asked[unseen] > 30 {
 					t.Errorf("looked for %v times", f.asked)
+				}
+				f.mu.Unlock()
+				if found == nil {
+					t.Fatal("it was not found")
 				}
 				stop()
 				if err := <-ran; err != nil {
 					t.Error(err)
 				}
 				if keep {
-					f.found[there].Kill()
+					found.Kill()
 				}
-				<-f.found[there].ended // else it was not killed
+				<-found.ended // else it was not killed
 				after, err := openAgentState(dir, hclog.NewNullLogger())
 				if err != nil {
 					t.Fatal(err)
