@@ -65,8 +65,11 @@ func TestMeshPortTaken(t *testing.T) {
 				t.Errorf("%d ports are taken: it took %v", taken, d)
 			}
 			wantTaken(t, s.mesh, "mid", taken)
-			if p := s.m.core.Pending(); p.Waiting > 0 {
-				t.Errorf("%d requests wait", p.Waiting)
+			s.m.mu.Lock()
+			waiting := s.m.core.Pending().Waiting
+			s.m.mu.Unlock()
+			if waiting > 0 {
+				t.Errorf("%d requests wait", waiting)
 			}
 			s.close()
 		}
