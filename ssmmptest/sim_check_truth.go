@@ -1,6 +1,7 @@
 package ssmmptest
 
 import (
+	"strings"
 	"time"
 
 	"github.com/ssmmp/ssmmp"
@@ -15,7 +16,8 @@ type simLateAck struct {
 	port     uint16
 }
 
-// A simClosed is a session that a step of the Manager closed.
+// A simClosed is a session that a step of the Manager closed since an end of it
+// ended.
 type simClosed struct {
 	src, dst ssmmp.InstanceID
 	m, l     uint16
@@ -39,7 +41,7 @@ func (c *simCheck) endOf(id, src ssmmp.InstanceID, message int64, source bool) *
 // closed looks at the end of a session that was open: who said so must have
 // closed it.
 func (c *simCheck) closed(in *ssmmp.ManagerInput, ev *ssmmp.Event, o *simOpen) {
-	if !o.closing {
+	if !o.closing && strings.HasPrefix(ev.Cause, "its end ") {
 		c.closedNow = append(c.closedNow, simClosed{o.src, o.dst, ev.PlugPort, ev.NewPort})
 	}
 	src := c.endOf(o.src, o.src, o.messageID, true)
