@@ -158,9 +158,7 @@ func (c *simCheck) begins(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		asks = true
 	}
 	switch ev.Kind {
-	case ssmmp.EventProtocolViolated, ssmmp.EventAgentRefused, ssmmp.EventMessagesReserved:
-	case ssmmp.EventSessionRefused:
-		asks = asks && ev.Status != ssmmp.StatusForbidden && ev.Status != ssmmp.StatusGone
+	case ssmmp.EventProtocolViolated, ssmmp.EventAgentRefused, ssmmp.EventMessagesReserved, ssmmp.EventSessionRefused:
 	default:
 		if asks {
 			c.fail("nothing is begun while the store is full", "%s", ev)
