@@ -66,6 +66,7 @@ type simInstance struct {
 	serves                 int // sessions of which it is the destination
 	idleSince              time.Duration
 	requests               []simRequest
+	answers                int // to its requests, so far
 }
 
 // A simRequest is a session request, with what it was answered.
@@ -78,6 +79,7 @@ type simRequest struct {
 	decided  bool // granted or refused, whether the answer could be sent or not
 	granted  bool
 	opened   bool
+	last     int // of answers, when it was decided for good
 	dest     ssmmp.InstanceID
 	hash     uint64 // of the first answer
 }

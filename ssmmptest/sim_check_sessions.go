@@ -30,6 +30,9 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		if c.replaying {
 			r.asked, r.answered = 1, 1
 		}
+		if r.granted && r.last > 0 && src.answers-r.last >= simAnswers {
+			*r = simRequest{id: r.id, plug: r.plug, socket: r.socket, asked: 1} // too long ago to be known
+		}
 		if r.asked == 0 || r.granted {
 			c.fail("a session is granted once, to who asked", "%s", ev)
 		}
@@ -59,6 +62,7 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 				r.hash = simAnswerHash(ev.Status, 0, 0)
 			}
 			r.decided = true
+			src.answers++
 		}
 
 	case ssmmp.EventSessionOpened:
@@ -71,6 +75,8 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		if src := c.live[ev.Source]; src != nil {
 			if r := src.find(ev.MessageID, ev.Socket); r != nil {
 				r.opened = true
+				src.answers++
+				r.last = src.answers
 			}
 		}
 		for _, id := range [...]ssmmp.InstanceID{o.src, o.dst} {
@@ -104,6 +110,9 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 				i.open--
 			} else {
 				i.offered--
+				if id == o.src {
+					i.answers++
+				}
 			}
 			if i.open+i.offered == 0 {
 				i.idleSince = in.Now
