@@ -362,11 +362,11 @@ func (p *simProc) send(m ssmmp.Message) {
 		return
 	}
 	if _, ok := m.(*ssmmp.SessionRequest); ok && p.habits.repeats > 0 {
-		agent, asked := p.agent, p.lastCall
+		agent, asked := p.agent, int(p.lastCall)-len(p.dials)
 		again := ssmmp.Clone(line)
 		s.after(&p.simActor, p.habits.repeats, func() {
 			// Older answers need not be known any more.
-			if p.agent == agent && p.lastCall-asked < simAnswers {
+			if p.agent == agent && int(p.lastCall)-asked < simAnswers {
 				s.hit(SimRepeatsRequests)
 				s.send(agent, again)
 			}
