@@ -205,12 +205,12 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 	if i.failure != 0 {
 		status = i.failure
 	}
-	waiters := i.waiters
+	waiters, ending := i.waiters, i.state >= instanceDraining
 	i.waiters = nil
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
 
-	if status == StatusConflict {
-		c.seekAgain(waiters)
+	if taken := status == StatusConflict; taken || ending {
+		c.seekAgain(waiters, taken)
 		waiters = nil
 	}
 	for _, w := range waiters {

@@ -343,3 +343,37 @@ func TestManagerOldRegistration(t *testing.T) {
 		t.Errorf("connection %d, %d instances, want 4 and 1", a.conn, len(s.live))
 	}
 }
+
+// A request for a service whose only instance is being shut down waits for the
+// next one.
+func TestManagerWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	s := newManagerStepper(t, ManagerConfig{Graphs: coreGraphs(t)})
+	ask := func(id int64) {
+		s.message(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: D ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: C ~ dest_socket_name: S3", id))
+	}
+	last := func() Message { return s.requests[len(s.requests)-1].msg }
+	answer := func() { s.message(1, encode(t, responseTo(last(), StatusOK))) }
+	s.message(1, registerLine(1, coreNodes[0], "C, D", ""))
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{"two"}}, "")
+	answer()
+	ask(9)
+	answer()
+	s.message(1, "type: session_ack ~ message_id: 9 ~ sub_type: agent_to_Manager ~ source_service_name: D ~ source_service_instance_id: 1 ~ source_plug_port:  ~ dest_socket_new_port:  ~ status: 499")
+	s.step(ManagerInput{Kind: ManagerInputCommand, Call: 2, Cmd: ShutdownCommand{2, false}}, "")
+	ask(10)
+	if n := s.count(EventSessionRefused); n != 0 || len(s.live) != 2 {
+		t.Fatalf("%d requests refused, %d instances, want 0 and 2", n, len(s.live))
+	}
+	answer() // to graceful_shutdown_request
+	s.message(1, "type: service_instance_termination_info ~ message_id: 11 ~ sub_type: agent_to_Manager ~ service_name: C ~ service_instance_id: 2 ~ service_instance_network_address: 10.0.0.1 ~ x_exit: 0")
+	if m, ok := last().(*ExecutionRequest); !ok || m.ServiceInstanceID != 3 {
+		t.Fatalf("%s, want the execution of 3", last().Type())
+	}
+	answer()
+	if n := s.count(EventSessionOffered); n != 2 {
+		t.Errorf("%d sessions offered, want 2", n)
+	}
+	s.settle()
+	s.replay()
+}

@@ -131,6 +131,15 @@ func (c *ManagerCore) seek(w waiter) {
 		c.offer(src, edge, messageID, best)
 		return
 	}
+	// One that is ending makes room for the next.
+	if !c.room(v) && !v.app.retiring {
+		for _, i := range v.instances {
+			if i.state >= instanceDraining && i.a.up() {
+				c.wait(i, w)
+				return
+			}
+		}
+	}
 	c.refuse(src, edge, messageID, status)
 }
 
@@ -178,11 +187,13 @@ func (c *ManagerCore) failWaiters(i *instance, status Status) {
 }
 
 // seekAgain finds another destination for requests that waited for an instance
-// that another program left without its port, or refuses them, at the third one
-// of these.
-func (c *ManagerCore) seekAgain(waiters []waiter) {
+// to make room, or for one that another program left without its port. It
+// refuses them at the third one of these.
+func (c *ManagerCore) seekAgain(waiters []waiter, taken bool) {
 	for _, w := range waiters {
-		w.taken++
+		if taken {
+			w.taken++
+		}
 		if w.taken == portTries || w.src.state >= instanceDraining || c.noRoom {
 			c.refuse(w.src, w.edge, w.messageID, StatusUnavailable)
 			continue
@@ -436,7 +447,7 @@ func (c *ManagerCore) closedBy(by *instance, slot uint32, status Status) {
 }
 
 // askAfter asks an end that may have reported a session's end whether it has it
-// open.
+// open. Its agent is there: it passed the report on.
 func (c *ManagerCore) askAfter(by *instance, slot uint32, status Status) {
 	id := c.sessions.id(slot)
 	m, want := c.sourceCloseRequest(slot), TypeSourceSessionCloseResponse
@@ -444,7 +455,8 @@ func (c *ManagerCore) askAfter(by *instance, slot uint32, status Status) {
 		m, want = c.destCloseRequest(slot), TypeDestSessionCloseResponse
 	}
 	m.Head().Extensions = []Extension{{extAsk, "1"}}
-	c.askEnd(by, m, want, func(st Status) {
+	// An answer that is slow is waited for: without one it would be closed.
+	c.request(by.a, m, want, c.cfg.LostAfter, func(st Status) {
 		if slot := c.sessions.lookup(id); slot != 0 && st != StatusStillOpen {
 			c.closedBy(by, slot, status)
 		}
