@@ -249,7 +249,7 @@ type instance struct {
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing
 	unsaid        []sessionPorts // of closed sessions of which it was the destination, and has not said so
-	unsaidMore    int            // how many more, which are not among them any more
+	unsaidMore    bool           // and of others, which are not among them any more
 	lastReport    int64          // message id of the last report that a session closed
 }
 
@@ -280,22 +280,19 @@ const maxUnsaid = 64
 func (i *instance) addUnsaid(p sessionPorts) {
 	if len(i.unsaid) == maxUnsaid {
 		i.unsaid = slices.Delete(i.unsaid, 0, 1)
-		i.unsaidMore++
+		i.unsaidMore = true
 	}
 	i.unsaid = append(i.unsaid, p)
 }
 
 // takeUnsaid reports whether that was, or may have been, still to be said.
 func (i *instance) takeUnsaid(p sessionPorts) bool {
-	if n := slices.Index(i.unsaid, p); n >= 0 {
+	n, more := slices.Index(i.unsaid, p), i.unsaidMore
+	if n >= 0 {
 		i.unsaid = slices.Delete(i.unsaid, n, n+1)
-		return true
 	}
-	if i.unsaidMore > 0 {
-		i.unsaidMore--
-		return true
-	}
-	return false
+	i.unsaidMore = more && len(i.unsaid) > 0
+	return n >= 0 || more
 }
 
 // A waiter is a session request whose answer waits for an instance to start.
