@@ -227,7 +227,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.log.Info("serving instances", "address", a.listen)
 	a.wg.Go(func() {
-		if err := serve(ln, a.done, &a.wg, a.log, a.instanceConn); !errors.Is(err, ErrClosed) {
+		if err := serve(ln, a.done, &a.wg, a.log, a.open, a.instanceConn); !errors.Is(err, ErrClosed) {
 			a.log.Error("serving instances ended", "error", err)
 		}
 	})
@@ -332,15 +332,14 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 }
 
 // instanceConn serves one connection of an instance.
-func (a *Agent) instanceConn(conn net.Conn) {
-	l := a.open(conn)
-	log := a.log.With("peer", conn.RemoteAddr().String())
+func (a *Agent) instanceConn(l *link) {
+	log := a.log.With("peer", l.conn.RemoteAddr().String())
 	switch n := a.stranger(+1); {
 	case n > maxStrangers:
 		log.Warn("too many connections of nobody known: closed")
 		l.abort()
 	case n > maxStrangers/2: // those that say nothing shall not keep the others out
-		conn.SetReadDeadline(time.Now().Add(introductionTime))
+		l.conn.SetReadDeadline(time.Now().Add(introductionTime))
 	}
 	known := false
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
@@ -355,7 +354,7 @@ func (a *Agent) instanceConn(conn net.Conn) {
 		out.ease()
 		if !known && a.speaks(l) {
 			known = true
-			conn.SetReadDeadline(time.Time{})
+			l.conn.SetReadDeadline(time.Time{})
 			a.stranger(-1)
 		}
 	}, a.badLine(l, ActorInstance, log))

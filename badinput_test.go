@@ -458,7 +458,7 @@ func TestBadConduct(t *testing.T) {
 			near, far := net.Pipe() // it buffers nothing
 			defer near.Close()
 			served := make(chan struct{})
-			go func() { defer close(served); w.m.agentConn(far) }()
+			go func() { defer close(served); w.m.agentConn(w.m.open(far)) }()
 			near.SetDeadline(time.Now().Add(patience))
 			io.WriteString(near, registerLine(1, netip.MustParseAddr("127.0.0.3"), "A", "")+"\n")
 			if answer, err := bufio.NewReader(near).ReadString('\n'); err != nil || !strings.Contains(answer, "status: 200") {

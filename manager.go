@@ -278,7 +278,7 @@ func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
 	m.mu.Unlock()
 	defer context.AfterFunc(ctx, func() { m.Close() })()
 	m.log.Info("serving agents", "address", ln.Addr().String())
-	err := serve(ln, m.done, &m.wg, m.log, m.agentConn)
+	err := serve(ln, m.done, &m.wg, m.log, m.open, m.agentConn)
 	m.wg.Done()
 	if ctx.Err() != nil {
 		m.Close()
@@ -294,9 +294,10 @@ func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
 // closeError is what a closed Manager returns. m.mu is held.
 func (m *Manager) closeError() error { return cmp.Or(m.failure, ErrClosed) }
 
-// serve runs an accept loop until done is closed, and backs off while accepting
+// serve runs an accept loop until done is closed: each connection is opened,
+// and then handled beside the others. It backs off while accepting
 // fails: whoever is out of descriptors has enough to do.
-func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.Logger, handle func(net.Conn)) error {
+func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.Logger, open func(net.Conn) *link, handle func(*link)) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -310,7 +311,8 @@ func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.
 		conn, err := ln.Accept()
 		if err == nil {
 			wait = 0
-			wg.Go(func() { handle(conn) })
+			l := open(conn) // here, so that a newer connection has a greater id
+			wg.Go(func() { handle(l) })
 			continue
 		}
 		select {
@@ -330,23 +332,25 @@ func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.
 	}
 }
 
-// agentConn serves one connection of an agent, from its first byte to its last.
-func (m *Manager) agentConn(conn net.Conn) {
+func (m *Manager) open(conn net.Conn) *link {
 	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		conn.Close()
-		return
-	}
+	defer m.mu.Unlock()
 	m.lastConn++
 	l := newLink(m.lastConn, conn)
-	m.links[l.id] = l
-	m.mu.Unlock()
+	if m.closed {
+		l.close()
+	} else {
+		m.links[l.id] = l
+	}
+	return l
+}
 
-	log := m.log.With("peer", conn.RemoteAddr().String())
+// agentConn serves one connection of an agent, from its first byte to its last.
+func (m *Manager) agentConn(l *link) {
+	log := m.log.With("peer", l.conn.RemoteAddr().String())
 	log.Debug("connection opened")
 	bad := 0
-	known := introduced(conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
+	known := introduced(l.conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
 	var out flushList
 	err := l.read(&out, func(msg Message) {
 		m.stepOnly(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg}, &out)

@@ -40,9 +40,9 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	repository := toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
 	a, back := c.byAddr[addr], false
-	if a != nil && identity != "" && identity == a.identity && m.MessageID < a.registration {
-		// It was on its way on a connection that the agent has given up since:
-		// what it says runs is of long ago.
+	if a != nil && identity != "" && identity == a.identity && conn < a.newest {
+		// It was on its way on a connection that the agent gave up before it
+		// made the next: what it says runs is of long ago.
 		refuse(StatusConflict, "the agent registered again meanwhile")
 		return
 	}
@@ -83,7 +83,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	another := a != nil && a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
 	a = c.byAddr[addr]
-	a.conn, a.registration = conn, m.MessageID
+	a.conn, a.newest = conn, conn
 	c.connected.add(a)
 	a.healthAsked, a.healthMissed, a.heard, a.hears, a.backSince = 0, 0, 0, 0, c.now
 	c.conns[conn] = a

@@ -213,6 +213,13 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 		c.seekAgain(waiters, taken)
 		waiters = nil
 	}
+	for _, j := range slices.Clone(i.v.instances) {
+		if j.state >= instanceDraining && len(j.waiters) > 0 && c.room(i.v) {
+			again := j.waiters // this one made room before that one did
+			j.waiters = nil
+			c.seekAgain(again, false)
+		}
+	}
 	for _, w := range waiters {
 		if status.Success() {
 			status = StatusUnavailable

@@ -331,14 +331,14 @@ func TestManagerOldRegistration(t *testing.T) {
 	t.Parallel()
 	s := livenessCore(t, ManagerConfig{}, 1)
 	s.message(1, "type: execution_response ~ message_id: 1 ~ status: 200")
-	s.message(2, registerLine(9, agentAddr(0), "A, B, C, D", " ~ x_agent: one ~ x_instances: 1"))
-	s.message(3, registerLine(8, agentAddr(0), "A, B, C, D", " ~ x_agent: one ~ x_instances: "))
-	if a := s.core.byAddr[agentAddr(0)]; a.conn != 2 || len(s.live) != 1 || s.count(EventAgentRefused) != 1 {
-		t.Errorf("connection %d, %d instances, %d refusals, want 2, 1 and 1", a.conn, len(s.live), s.count(EventAgentRefused))
+	s.message(3, registerLine(9, agentAddr(0), "A, B, C, D", " ~ x_agent: one ~ x_instances: 1"))
+	s.message(2, registerLine(8, agentAddr(0), "A, B, C, D", " ~ x_agent: one ~ x_instances: "))
+	if a := s.core.byAddr[agentAddr(0)]; a.conn != 3 || len(s.live) != 1 || s.count(EventAgentRefused) != 1 {
+		t.Errorf("connection %d, %d instances, %d refusals, want 3, 1 and 1", a.conn, len(s.live), s.count(EventAgentRefused))
 	}
-	// Another process of an agent begins anew.
-	s.lost(2)
-	s.message(4, registerLine(1, agentAddr(0), "A, B, C, D", " ~ x_agent: two ~ x_instances: 1"))
+	// The process after it may go on with its identity, and begins anew.
+	s.lost(3)
+	s.message(4, registerLine(1, agentAddr(0), "A, B, C, D", " ~ x_agent: one ~ x_instances: 1"))
 	if a := s.core.byAddr[agentAddr(0)]; a.conn != 4 || len(s.live) != 1 {
 		t.Errorf("connection %d, %d instances, want 4 and 1", a.conn, len(s.live))
 	}

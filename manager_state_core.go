@@ -108,9 +108,8 @@ type agent struct {
 	identity string // of the agent's process, empty if it told none
 	services []string
 	conn     ConnID // zero while it is away
+	newest   ConnID // on which it registered
 	lost     bool
-
-	registration int64 // message id of the newest that its process sent
 
 	came, gone uint64 // events
 
