@@ -112,6 +112,9 @@ func (c *simCheck) sessionEvent(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 				i.offered--
 				if id == o.src {
 					i.answers++
+					if r := i.find(o.messageID, ev.Socket); r != nil {
+						r.last = i.answers
+					}
 				}
 			}
 			if i.open+i.offered == 0 {

@@ -65,7 +65,7 @@ func (c *simCheck) lateAck(m *ssmmp.SessionAck, i *simInstance) {
 	}
 	var found *simRequest
 	for k := max(0, len(i.requests)-simAnswers); k < len(i.requests); k++ {
-		if r := &i.requests[k]; r.id == m.MessageID && r.granted {
+		if r := &i.requests[k]; r.id == m.MessageID && r.granted && i.answers-r.last < simAnswers {
 			if found != nil {
 				return // which of the two cannot be told
 			}
