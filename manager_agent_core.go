@@ -257,6 +257,10 @@ func (c *ManagerCore) watch(a *agent, conn ConnID) {
 		if a.conn != conn {
 			return
 		}
+		if !c.idsDurable() {
+			c.watch(a, conn)
+			return
+		}
 		if a.healthAsked != 0 && c.now-a.askedAt >= c.cfg.HealthPeriod {
 			if a.healthMissed++; a.healthMissed >= c.cfg.HealthMisses {
 				c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
@@ -292,7 +296,7 @@ func (c *ManagerCore) askAgent(a *agent) {
 // reported counts a report of an agent. One that has many is asked for its
 // health before it is time, so that it never keeps many that are durable.
 func (c *ManagerCore) reported(a *agent) {
-	if a.reports++; a.reports >= reportsKept && a.healthAsked == 0 {
+	if a.reports++; a.reports >= reportsKept && a.healthAsked == 0 && c.idsDurable() {
 		c.askAgent(a)
 	}
 }

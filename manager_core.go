@@ -120,7 +120,8 @@ type ManagerCore struct {
 	sessions sessionTable
 	offers   map[offerKey]uint32    // slots of the offered sessions, for their acknowledgment
 	expiries []offerExpiry          // of the offers, in order of time
-	waiting  map[offerKey]*instance // requests that wait for a start, and for whose
+	waiting  map[offerKey]*instance // requests that wait for an instance, and for which
+	seekers  []waiter               // that go on at the end of the step
 
 	responses []SessionResponse // not used yet
 
@@ -134,9 +135,10 @@ type ManagerCore struct {
 
 	calls []call
 
-	seq       uint64 // of the last event
-	committed uint64 // the last event that is durable, if the driver tells
-	noRoom    bool   // no event can be made durable
+	seq        uint64 // of the last event
+	committed  uint64 // the last event that is durable, if the driver tells
+	startedSeq uint64 // of the event that this Manager started, and which message ids it may use
+	noRoom     bool   // no event can be made durable
 
 	storm bool // so many agents are away that none is taken to be lost
 
@@ -217,6 +219,7 @@ func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	case ManagerInputCancel:
 		c.calls = slices.DeleteFunc(c.calls, func(w call) bool { return w.id == in.Call })
 	}
+	c.seekAgain()
 	c.finishCalls()
 	c.doer = doer{}
 	return c.out, c.events
@@ -291,6 +294,10 @@ func (c *ManagerCore) messageID() int64 {
 	c.lastMessage++
 	return c.lastMessage
 }
+
+// idsDurable reports whether it is durable which message ids this Manager uses:
+// until then it makes no request that does not wait for the store.
+func (c *ManagerCore) idsDurable() bool { return c.committed == 0 || c.committed >= c.startedSeq }
 
 // response completes the exchange that a response belongs to. A response
 // counts only from the agent that was asked, and only of the type asked for.

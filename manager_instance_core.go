@@ -210,14 +210,13 @@ func (c *ManagerCore) ended(i *instance, status Status, cause string) {
 	c.record(c.about(i, Event{Kind: EventInstanceEnded, Status: status, Cause: cause}))
 
 	if taken := status == StatusConflict; taken || ending {
-		c.seekAgain(waiters, taken)
+		c.seekLater(waiters, taken)
 		waiters = nil
 	}
-	for _, j := range slices.Clone(i.v.instances) {
-		if j.state >= instanceDraining && len(j.waiters) > 0 && c.room(i.v) {
-			again := j.waiters // this one made room before that one did
+	for _, j := range i.v.instances {
+		if j.state >= instanceDraining && len(j.waiters) > 0 {
+			c.seekLater(j.waiters, false) // this one makes room before that one does
 			j.waiters = nil
-			c.seekAgain(again, false)
 		}
 	}
 	for _, w := range waiters {

@@ -405,6 +405,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 	c.doer.actor = actorManager
 	c.lastMessage = max(c.lastMessage, c.reserved)
 	c.record(Event{Kind: EventManagerStarted, MessageID: c.lastMessage + messageBlock, Cause: fmt.Sprintf("%d agents, %d instances, %d sessions", len(c.agents), len(c.instances), c.sessions.live)})
+	c.startedSeq = c.seq
 
 	for _, a := range c.agents {
 		if a.here {
@@ -443,6 +444,7 @@ func (c *ManagerCore) Resume(now time.Duration) ([]ManagerOutput, []Event) {
 		}
 	}
 	c.restore()
+	c.seekAgain()
 	c.resuming = false
 	c.doer = doer{}
 	return c.out, c.events

@@ -186,21 +186,31 @@ func (c *ManagerCore) failWaiters(i *instance, status Status) {
 	}
 }
 
-// seekAgain finds another destination for requests that waited for an instance
-// to make room, or for one that another program left without its port. It
-// refuses them at the third one of these.
-func (c *ManagerCore) seekAgain(waiters []waiter, taken bool) {
+// seekLater has requests that waited for an instance find another destination:
+// it made room, or another program left it without its port. That is at the end
+// of the step, when it is known who of them is still there. At the third port
+// that is taken they are refused.
+func (c *ManagerCore) seekLater(waiters []waiter, taken bool) {
 	for _, w := range waiters {
+		delete(c.waiting, offerKey{w.src.id, w.messageID})
 		if taken {
 			w.taken++
 		}
+		c.seekers = append(c.seekers, w)
+	}
+}
+
+func (c *ManagerCore) seekAgain() {
+	for len(c.seekers) > 0 {
+		w := c.seekers[0]
+		c.seekers = c.seekers[1:]
 		if w.taken == portTries || w.src.state >= instanceDraining || c.noRoom {
 			c.refuse(w.src, w.edge, w.messageID, StatusUnavailable)
 			continue
 		}
-		delete(c.waiting, offerKey{w.src.id, w.messageID})
 		c.seek(w)
 	}
+	c.seekers = nil
 }
 
 // offer grants a session: the event is recorded before the answer is sent.

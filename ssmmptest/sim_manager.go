@@ -88,6 +88,7 @@ func (m *simManager) start() {
 				return
 			}
 		}
+		m.last = m.store[len(m.store)-1].Seq
 		s.check.all()
 		s.hit(SimReplayed)
 		m.jumped = m.core.Now()
