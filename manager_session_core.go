@@ -419,7 +419,8 @@ func (c *ManagerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 		c.violation(a.conn, fmt.Sprintf("close info for instance %d, which is not its own", dst.id))
 		return
 	}
-	late := dst.takeUnsaid(sessionPorts{node, m.SourcePlugPort, m.DestSocketName})
+	// What comes again is doubted anyway, and leaves what is still to be said.
+	late := m.Extension(extAgain) == "" && dst.takeUnsaid(sessionPorts{node, m.SourcePlugPort, m.DestSocketName})
 	slot := c.findSession(node, m.SourcePlugPort, dst, func(s *session) bool {
 		return c.slots[s.src].v.edges[s.edge].socket == m.DestSocketName
 	})
