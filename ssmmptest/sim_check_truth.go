@@ -240,8 +240,13 @@ func (p *simProc) says(m ssmmp.Message) {
 		if !m.Status.Success() {
 			return
 		}
-		for k := len(p.sessions) - 1; k >= 0; k-- {
-			if e := p.sessions[k]; e.source && e.session.message == 0 && e.port == m.SourcePlugPort {
+		if p.acked[m.MessageID] {
+			return // it is said again
+		}
+		p.acked[m.MessageID] = true
+		// Those that wait for an agent are said in their order.
+		for _, e := range p.sessions {
+			if e.source && e.session.message == 0 && e.port == m.SourcePlugPort {
 				e.session.message = m.MessageID
 				return
 			}

@@ -60,6 +60,7 @@ type simProc struct {
 	mayDie       bool           // somebody wants it killed
 	killAsked    bool           // and its agent has it killed
 	owes         map[int64]bool // see gets
+	acked        map[int64]bool // session_acks that it sent
 	unreadySince time.Duration  // when it was found to be late, in virtual time
 	asked        time.Duration  // when its agent launched it, by the agent's clock
 	listening    bool
@@ -81,7 +82,7 @@ func (n *simNode) launch(l ssmmp.Launch) {
 	l.Sockets, l.Plugs = slices.Clone(l.Sockets), slices.Clone(l.Plugs)
 	l.Agent, l.Secret = n.cfg.Listen, fmt.Sprintf("secret-%d-%d", l.ID, n.host.rand.n(1<<30))
 	p := &simProc{node: n, s: s, id: l.ID, launch: l, rand: newSimRand(s.sim.Seed, 1<<40+uint64(l.ID)), wait: 20 * time.Millisecond,
-		dials: map[ssmmp.CallID]*simDialing{}, owes: map[int64]bool{}}
+		dials: map[ssmmp.CallID]*simDialing{}, owes: map[int64]bool{}, acked: map[int64]bool{}}
 	p.simActor = simActor{name: fmt.Sprintf("%s %d", l.Service, l.ID), host: n.host, owner: p, born: s.now}
 	p.habits, p.asked = n.habits(p), n.local(s.now)
 	n.byID[l.ID] = p
