@@ -257,17 +257,18 @@ func (c *ManagerCore) watch(a *agent, conn ConnID) {
 		if a.conn != conn {
 			return
 		}
-		if !c.idsDurable() {
-			c.watch(a, conn)
-			return
-		}
-		if a.healthAsked != 0 && c.now-a.askedAt >= c.cfg.HealthPeriod {
+		mute := !c.idsDurable() // and so an answer that is missed
+		if mute || a.healthAsked != 0 && c.now-a.askedAt >= c.cfg.HealthPeriod {
 			if a.healthMissed++; a.healthMissed >= c.cfg.HealthMisses {
 				c.out = append(c.out, ManagerOutput{Kind: ManagerOutputClose, Conn: conn})
 				c.connLost(conn)
 				return
 			}
 			a.healthAsked = 0
+		}
+		if mute {
+			c.watch(a, conn)
+			return
 		}
 		if a.healthAsked == 0 {
 			c.askAgent(a)

@@ -333,6 +333,7 @@ func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
 	}
 	port := m.SourcePlugPort
 	e := &src.v.edges[old.edge]
+	dst.addUnsaid(sessionPorts{src.a, port, e.socket})
 	c.askEnd(src, &SourceSessionCloseRequest{
 		Header:            Header{SubType: ManagerToAgent},
 		SourceServiceName: src.v.service, SourceServiceInstanceID: src.id, SourceServiceInstanceNetworkAddress: src.a.addr,

@@ -152,6 +152,9 @@ func (p *simProc) run() {
 	if h.hangs > 0 {
 		at(h.hangs, func() {
 			s.freeze(&p.simActor)
+			if h.hangsFor == 0 && h.hello < 0 && h.listen >= 0 {
+				h.hangsFor = time.Minute // its agent takes it to be well: nobody would end it
+			}
 			if h.hangsFor > 0 {
 				s.after(nil, h.hangsFor, func() { s.thaw(&p.simActor) })
 			}
