@@ -132,7 +132,7 @@
 // # Extension lines
 //
 // Lines whose names begin with "x_" may follow the specified ones. This package
-// sends seven, and works, with less, with a peer that sends none:
+// sends nine, and works, with less, with a peer that sends none:
 //
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
