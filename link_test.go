@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -356,7 +355,10 @@ func TestLinkFlush(t *testing.T) {
 // What is decided at once may be more than the queue of a peer that reads: it
 // had no time to. One that does not read loses the connection by the next.
 func TestLinkBurst(t *testing.T) {
-	t.Parallel()
+	bubble(t, testLinkBurst)
+}
+
+func testLinkBurst(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	l := newLink(1, near)
@@ -377,11 +379,7 @@ func TestLinkBurst(t *testing.T) {
 	}
 	// Once the writer has taken it, and nobody reads, the second burst waits, and
 	// the third is too much.
-	for busy, deadline := false, time.Now().Add(time.Minute); !busy && time.Now().Before(deadline); runtime.Gosched() {
-		l.mu.Lock()
-		busy = l.busy
-		l.mu.Unlock()
-	}
+	synctest.Wait()
 	if err := burst(); err != nil {
 		t.Fatalf("a second burst: %v", err)
 	}

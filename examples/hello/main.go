@@ -37,7 +37,9 @@ func main() {
 		Repository: []ssmmp.RepositoryEntry{
 			{Service: "front", Launcher: service(host, "S0", func(inst *ssmmp.Instance, user net.Conn) {
 				greeter, err := inst.Dial(ctx, "P1") // the first dial starts it
-				check(err)
+				if err != nil {
+					return // whoever it was, all may be over by now
+				}
 				defer greeter.Close()
 				io.Copy(user, greeter)
 			})},

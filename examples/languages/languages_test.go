@@ -379,7 +379,7 @@ func TestLanguages(t *testing.T) {
 		}
 	}
 	for _, line := range strings.Split(s.log.String(), "\n") {
-		if strings.Contains(line, "bad line") || strings.Contains(line, "protocol violated") || strings.Contains(line, "403") {
+		if strings.Contains(line, "bad line") || strings.Contains(line, "protocol violated") || strings.Contains(line, "(403") {
 			t.Error(line)
 		}
 	}
