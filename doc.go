@@ -197,7 +197,7 @@
 //	agent_core.go             the agent's Step: what the Manager asks
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may
-//	agent.go                  the agent's runtime
+//	agent.go                  the agent's runtime; agent_process.go: what it executes
 //	agent_state*.go           what it keeps in a directory; agent_reattach.go: how it comes back
 //	instance_core.go          an instance's Step
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
