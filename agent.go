@@ -301,12 +301,12 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
 	registered := false
 	var out flushList
-	err := l.read(&out, func(m Message) {
+	err := l.read(&out, a.log, func(m Message) {
 		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m}, &out)
 		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
 			registered = true
 		}
-	}, a.badLine(l, ActorManager, a.log))
+	}, func(p *ProtocolError) { a.badLine(l, ActorManager, p) })
 	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
 	if ctx.Err() == nil {
@@ -328,7 +328,7 @@ func (a *Agent) instanceConn(l *link) {
 	known := false
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
 	var out flushList
-	err := l.read(&out, func(m Message) {
+	err := l.read(&out, log, func(m Message) {
 		proof := ProofNone
 		if !known {
 			out.flush()
@@ -341,7 +341,7 @@ func (a *Agent) instanceConn(l *link) {
 			l.conn.SetReadDeadline(time.Time{})
 			a.stranger(-1)
 		}
-	}, a.badLine(l, ActorInstance, log))
+	}, func(p *ProtocolError) { a.badLine(l, ActorInstance, p) })
 	if !known {
 		a.stranger(-1)
 	}
@@ -366,24 +366,18 @@ func (a *Agent) speaks(l *link) bool {
 	return a.core.conns[l.id] != nil
 }
 
-// badLine returns what a link does with a line that is no message: it is
-// counted, logged, and answered where it was a request.
-func (a *Agent) badLine(l *link, from Actor, log hclog.Logger) func(*ProtocolError) {
-	bad := 0
-	return func(p *ProtocolError) {
-		if bad++; bad <= badLinesLogged {
-			log.Warn("bad line dropped", "error", p)
-		}
-		a.mu.Lock()
-		a.core.dropped++
-		service, id := "", InstanceID(0)
-		if i := a.core.conns[l.id]; i != nil && i.conn == l.id {
-			service, id = i.service, i.id
-		}
-		a.mu.Unlock()
-		if r := refusal(p, from, ActorAgent, service, id); r != nil {
-			l.send(r)
-		}
+// badLine counts a line that is no message, and answers it where it was a
+// request.
+func (a *Agent) badLine(l *link, from Actor, p *ProtocolError) {
+	a.mu.Lock()
+	a.core.dropped++
+	service, id := "", InstanceID(0)
+	if i := a.core.conns[l.id]; i != nil && i.conn == l.id {
+		service, id = i.service, i.id
+	}
+	a.mu.Unlock()
+	if r := refusal(p, from, ActorAgent, service, id); r != nil {
+		l.send(r)
 	}
 }
 

@@ -282,14 +282,10 @@ func (i *Instance) attach(conn net.Conn) *link {
 func (i *Instance) serveAgent(l *link) {
 	const short = 5 * time.Second // a connection that ends sooner is not worth hurrying for
 	for wait := reconnectFrom; l != nil; {
-		bad, began := 0, time.Now()
-		err := l.read(new(flushList), func(m Message) {
+		began := time.Now()
+		err := l.read(new(flushList), i.log, func(m Message) {
 			i.step(InstanceInput{Kind: InstanceInputMessage, Msg: m})
-		}, func(p *ProtocolError) {
-			if bad++; bad <= badLinesLogged {
-				i.log.Warn("bad line dropped", "error", p)
-			}
-		})
+		}, func(*ProtocolError) {})
 		i.step(InstanceInput{Kind: InstanceInputDown})
 		i.mu.Lock()
 		i.link = nil

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 const (
@@ -361,12 +363,12 @@ func (l *link) drain() {
 }
 
 // read calls handle with each message, and bad with each line that is none,
-// until the connection ends. The message is borrowed: valid until handle
-// returns. What these queue elsewhere and add to out is flushed before read
-// waits for more.
-func (l *link) read(out *flushList, handle func(Message), bad func(*ProtocolError)) error {
+// until the connection ends, which it does at the latest with the maxViolations-th
+// such line. The message is borrowed: valid until handle returns. What these
+// queue elsewhere and add to out is flushed before read waits for more.
+func (l *link) read(out *flushList, log hclog.Logger, handle func(Message), bad func(*ProtocolError)) error {
 	d := NewDecoder(l.conn)
-	for {
+	for lines := 0; ; { // that were bad
 		if !d.ready() {
 			out.flush()
 		}
@@ -376,20 +378,24 @@ func (l *link) read(out *flushList, handle func(Message), bad func(*ProtocolErro
 			continue
 		}
 		var p *ProtocolError
-		if errors.As(err, &p) && !errors.Is(err, ErrLineTooLong) {
-			bad(p)
-			continue
+		if errors.As(err, &p) {
+			if lines++; lines <= badLinesLogged {
+				log.Warn("bad line dropped", "error", p)
+			}
+			bad(p) // may answer
+			if lines < maxViolations && !errors.Is(err, ErrLineTooLong) {
+				continue
+			}
 		}
 		out.flush()
 		l.mu.Lock()
-		if l.linger = p != nil; l.linger {
-			l.mu.Unlock()
-			bad(p) // may answer, 413
-			l.close()
-		} else {
+		if p == nil {
 			l.fail(err)
-			l.mu.Unlock()
+		} else { // it shall read what it was answered
+			l.closing, l.linger = true, true
+			l.wake.Signal()
 		}
+		l.mu.Unlock()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

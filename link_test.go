@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // linkPair returns a link and the other end of its connection.
@@ -87,7 +89,7 @@ func TestLinkSlowPeer(t *testing.T) {
 			t.Errorf("send after that: %v; want net.ErrClosed", err)
 		}
 		l.wait()
-		if err := l.read(new(flushList), func(Message) {}, func(*ProtocolError) {}); !errors.Is(err, net.ErrClosed) {
+		if err := l.read(new(flushList), hclog.NewNullLogger(), func(Message) {}, func(*ProtocolError) {}); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("read after that: %v; want net.ErrClosed", err)
 		}
 
@@ -118,7 +120,9 @@ func TestLinkWriteDeadline(t *testing.T) {
 				}
 				then(l)
 				failed := make(chan error, 1)
-				go func() { failed <- l.read(new(flushList), func(Message) {}, func(*ProtocolError) {}) }()
+				go func() {
+					failed <- l.read(new(flushList), hclog.NewNullLogger(), func(Message) {}, func(*ProtocolError) {})
+				}()
 				l.wait()
 				if took := time.Since(start); took != writeTimeout {
 					t.Errorf("ended after %s; want %s", took, writeTimeout)
@@ -193,7 +197,7 @@ func TestLinkRead(t *testing.T) {
 				}()
 				var ids []int64
 				bad := 0
-				err := l.read(new(flushList), func(m Message) { ids = append(ids, m.Head().MessageID) }, func(*ProtocolError) { bad++ })
+				err := l.read(new(flushList), hclog.NewNullLogger(), func(m Message) { ids = append(ids, m.Head().MessageID) }, func(*ProtocolError) { bad++ })
 				if !errors.Is(err, tt.want) {
 					t.Errorf("read: %v; want %v", err, tt.want)
 				}

@@ -349,16 +349,12 @@ func (m *Manager) open(conn net.Conn) *link {
 func (m *Manager) agentConn(l *link) {
 	log := m.log.With("peer", l.conn.RemoteAddr().String())
 	log.Debug("connection opened")
-	bad := 0
 	known := introduced(l.conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
 	var out flushList
-	err := l.read(&out, func(msg Message) {
+	err := l.read(&out, log, func(msg Message) {
 		m.stepOnly(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg}, &out)
 		known()
 	}, func(p *ProtocolError) {
-		if bad++; bad <= badLinesLogged {
-			log.Warn("bad line dropped", "error", p)
-		}
 		m.mu.Lock()
 		m.core.dropped++
 		m.mu.Unlock()
@@ -371,7 +367,7 @@ func (m *Manager) agentConn(l *link) {
 	m.mu.Lock()
 	delete(m.links, l.id)
 	m.mu.Unlock()
-	log.Debug("connection ended", "error", err, "bad lines", bad)
+	log.Debug("connection ended", "error", err)
 }
 
 // step has the core take one input and carries out what it decides.

@@ -2,8 +2,10 @@ package ssmmp
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,6 +57,43 @@ func TestStrangersEnd(t *testing.T) {
 			}
 			if ev.Seq == s.m.Snapshot().Seq {
 				break
+			}
+		}
+	})
+}
+
+// A peer that does little but break the protocol loses its connection, at the
+// Manager and at an agent: by lines that are no messages, or by messages that
+// it may not send.
+func TestViolatorsEnd(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{nineGraph(t)}}, 1)
+		defer s.close()
+		synctest.Wait()
+		for name, line := range map[string]string{
+			"no message":  "type: nonsense ~ message_id: 1\n",
+			"not its own": "type: service_instance_health_response ~ message_id: 1 ~ sub_type: service_instance_to_agent ~ service_instance_id: 7 ~ status: 200\n",
+		} {
+			for where, to := range map[string]struct {
+				from Transport
+				addr string
+			}{"Manager": {s.managers, s.address}, "agent": {s.nodes[0].transport, "localhost:55556"}} {
+				conn, err := to.from.Dial(t.Context(), to.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				if _, err := io.WriteString(conn, strings.Repeat(line, maxViolations-1)); err != nil {
+					t.Errorf("%s, %s: ended before violation %d: %v", where, name, maxViolations, err)
+				}
+				synctest.Wait()
+				if _, err := io.WriteString(conn, line); err != nil {
+					t.Errorf("%s, %s: ended before violation %d: %v", where, name, maxViolations, err)
+				}
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if n, err := conn.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s, %s: goes on after %d violations", where, name, maxViolations)
+				}
 			}
 		}
 	})
