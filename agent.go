@@ -299,14 +299,13 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 	l := a.open(conn)
 	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: l.id})
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
-	registered := false
 	var out flushList
 	err := l.read(&out, a.log, func(m Message) {
 		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m}, &out)
-		if r, ok := m.(*InitiationResponse); ok && r.Status.Success() {
-			registered = true
-		}
 	}, func(p *ProtocolError) { a.badLine(l, ActorManager, p) })
+	a.mu.Lock()
+	registered := a.core.registered // and not with a Manager that it does not obey
+	a.mu.Unlock()
 	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
 	if ctx.Err() == nil {

@@ -280,6 +280,9 @@ func (c *AgentCore) register(conn ConnID) {
 	}
 	m := &InitiationRequest{Header: Header{MessageID: c.registerID}, AgentNetworkAddress: c.cfg.Address, ServiceRepository: names}
 	m.Extensions = append(m.Extensions, Extension{extAgent, c.identity})
+	if c.epoch != 0 {
+		m.Extensions = append(m.Extensions, Extension{extEpoch, strconv.FormatUint(c.epoch, 10)})
+	}
 	var list []InstanceID
 	for id := range c.instances {
 		list = append(list, id)
@@ -465,7 +468,7 @@ func (c *AgentCore) fenced(m Message) bool {
 		c.epoch = max(c.epoch, epoch)
 		return false
 	}
-	c.warn(c.manager, fmt.Sprintf("a Manager of epoch %d, where one of epoch %d was", epoch, c.epoch))
+	c.warn(c.manager, fmt.Sprintf("a Manager of epoch %d is not obeyed: this agent has obeyed one of epoch %d", epoch, c.epoch))
 	c.out = append(c.out, AgentOutput{Kind: AgentOutputAbort, Conn: c.manager})
 	return true
 }

@@ -60,7 +60,7 @@ func TestAgentCoreReattached(t *testing.T) {
 	s.reattach(dead)
 	s.exited(9)
 	out := s.step(AgentInput{Kind: AgentInputManagerUp, Conn: 1}, "")
-	if line := sentTo(t, 1, out)[0]; !strings.Contains(line, "x_agent: before ~ x_instances: 7, +1, +1") {
+	if line := sentTo(t, 1, out)[0]; !strings.Contains(line, "x_agent: before ~ x_epoch: 5 ~ x_instances: 7, +1, +1") {
 		t.Errorf("registration: %s", line)
 	}
 	// A Manager that the agent before this one has left for another is refused.

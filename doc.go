@@ -151,7 +151,8 @@
 //     died.
 //   - x_epoch in initiation_response and agent_health_control_request: which of
 //     several Managers this is, by the epoch of its [Store]. Agents obey the one
-//     with the greatest that they heard of.
+//     with the greatest that they heard of, and tell it in initiation_request: a
+//     Manager with a lesser one refuses them.
 //   - x_again in a close info that may have been sent before: the message id of
 //     the session_request that the session came of, or 0 where its sender does not
 //     know it. Meanwhile another session may have its ports: where that cannot be

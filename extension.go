@@ -15,7 +15,7 @@ const (
 	extAsk       = "x_ask"       // close request: nothing is to be closed, only to be said whether it is open
 	extHeard     = "x_heard"     // initiation_response, agent_health_control_request: the last health answer that the Manager has; service_instance_health_request: how many reports
 	extExit      = "x_exit"      // termination_info: exit code or signal
-	extEpoch     = "x_epoch"     // initiation_response, agent_health_control_request: which Manager of several; the greatest counts
+	extEpoch     = "x_epoch"     // initiation_response, agent_health_control_request: which Manager of several; the greatest counts; initiation_request: the greatest so far
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
 )

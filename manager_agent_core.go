@@ -39,6 +39,10 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		return
 	}
 	repository := toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
+	if obeyed, err := strconv.ParseUint(m.Extension(extEpoch), 10, 64); err == nil && c.cfg.Epoch != 0 && obeyed > c.cfg.Epoch {
+		refuse(StatusConflict, fmt.Sprintf("it obeys a Manager of epoch %d, and this one is of epoch %d", obeyed, c.cfg.Epoch))
+		return
+	}
 	a, back := c.byAddr[addr], false
 	if a != nil && identity != "" && identity == a.identity && conn < a.newest {
 		// It was on its way on a connection that the agent gave up before it

@@ -341,10 +341,20 @@ func TestMeshManagerFenced(t *testing.T) {
 		s.dial(gw, "P")
 
 		// The agents are led to the old one, which slept, and has much to say.
+		_, _, last := store.view()
 		old.Epoch = 1
 		s.cfg = old
 		s.restartManager()
 		time.Sleep(time.Minute)
+		refused := 0
+		for ev := range store.Query(t.Context(), EventQuery{After: last, Kinds: []EventKind{EventAgentRegistered, EventAgentRefused}}) {
+			if refused++; ev.Kind != EventAgentRefused || ev.Cause != "it obeys a Manager of epoch 2, and this one is of epoch 1" {
+				t.Errorf("of an agent that obeys another Manager: %v", ev)
+			}
+		}
+		if refused < 2 || refused > 40 {
+			t.Errorf("2 agents were refused %d times in a minute", refused)
+		}
 		if _, err := gw.Dial(t.Context(), "P"); !errors.Is(err, ErrManagerAway) {
 			t.Errorf("Dial by the old Manager: %v, want ErrManagerAway", err)
 		}

@@ -506,7 +506,7 @@ func TestManagerWakesUp(t *testing.T) {
 	syscall.Kill(-old.Process.Pid, syscall.SIGCONT)
 	r.lead(oldAddress)
 	r.wait("the agent refuses the old Manager", func() error {
-		if !strings.Contains(r.log.String(), "a Manager of epoch 1, where one of epoch 2 was") {
+		if !strings.Contains(r.log.String(), "a Manager of epoch 1 is not obeyed") {
 			return errors.New(r.log.String())
 		}
 		return nil
