@@ -95,6 +95,8 @@ const (
 	maxShutdownIDs = 16
 	// maxInFlight bounds the session requests of one instance under way.
 	maxInFlight = 1 << 12
+	// silentLooks is how often a Manager is silent before it is given up.
+	silentLooks = 3
 	// endedKept is how many ended instances are remembered.
 	endedKept = 1 << 14
 )
@@ -114,6 +116,7 @@ type AgentCore struct {
 	registerID int64
 	epoch      uint64       // the greatest that a Manager told
 	hears      bool         // the Manager tells what it has heard
+	spoke      bool         // it said something since that was looked at
 	reports    []byte       // for the Manager, until it has heard them: lines, oldest first
 	marks      []reportMark // health answers on this connection that it may have heard
 	waits      []reportWait // for the Manager to hear reports, oldest first
@@ -213,6 +216,7 @@ func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 		c.register(in.Conn)
 	case AgentInputMessage:
 		if in.Conn == c.manager {
+			c.spoke = true
 			c.fromManager(in.Msg)
 		} else {
 			c.fromInstance(in.Conn, in.Msg, in.Proof)
@@ -322,7 +326,7 @@ func (c *AgentCore) toManager(m Message) {
 func (c *AgentCore) keep(m Message) {
 	before := len(c.reports)
 	c.reports, _ = AppendMessage(c.reports, m) // a message that cannot be sent is warned of when it is
-	if len(c.reports) > maxReports {
+	if len(c.reports) > keptUpTo(m) {
 		c.reports = c.reports[:before]
 		if c.unkept++; c.unkept&(c.unkept-1) == 0 { // of many, few are said
 			c.warn(0, fmt.Sprintf("too many reports that the Manager is not known to have: %d are not kept, now a %s: "+
@@ -488,10 +492,36 @@ func (c *AgentCore) registrationAnswered(m *InitiationResponse) {
 			c.heard(len(c.reports))
 			c.reports = nil
 		}
+		if ms, err := strconv.ParseUint(m.Extension(extSilence), 10, 32); err == nil {
+			c.spoke = false
+			c.listen(c.manager, max(time.Duration(ms)*time.Millisecond/silentLooks, time.Second), 0)
+		}
 	default:
 		c.out = append(c.out, AgentOutput{Kind: AgentOutputRefused, Conn: c.manager, Status: m.Status},
 			AgentOutput{Kind: AgentOutputClose, Conn: c.manager})
 	}
+}
+
+// listen gives a Manager up that says nothing for too long, though its
+// connection stands: its process hangs, or its machine is gone. It looks several
+// times, or an agent that stood still itself would take the Manager to have.
+func (c *AgentCore) listen(conn ConnID, look time.Duration, silent int) {
+	c.after(look, func() {
+		switch {
+		case c.manager != conn:
+			return
+		case c.spoke:
+			c.spoke, silent = false, 0
+		default:
+			silent++
+		}
+		if silent == silentLooks {
+			c.warn(conn, fmt.Sprintf("the Manager said nothing for %v: its connection is given up", silentLooks*look))
+			c.out = append(c.out, AgentOutput{Kind: AgentOutputAbort, Conn: conn})
+			return
+		}
+		c.listen(conn, look, silent)
+	})
 }
 
 // relayRequest passes a request of the Manager on to an instance, or answers

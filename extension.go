@@ -18,6 +18,8 @@ const (
 	extEpoch     = "x_epoch"     // initiation_response, agent_health_control_request: which Manager of several; the greatest counts; initiation_request: the greatest so far
 	extReason    = "x_reason"    // failures: more for a person
 	extSecret    = "x_secret"    // hello: proves that the instance is who it says
+	extSessions  = "x_sessions"  // service_instance_health_response: of how many open sessions it is the source
+	extSilence   = "x_silence"   // initiation_response: after how many milliseconds without a word the Manager is gone
 )
 
 // reason returns the extension line that explains a failure.

@@ -81,6 +81,7 @@ type InstanceCore struct {
 	dials   map[int64]*instanceDialing // by message id
 	byCall  map[CallID]int64
 	conns   map[uint64]*sessionEnd
+	sources int               // of conns
 	byPorts map[endKey]uint64 // of conns, to find what a close request names
 	drainID int64             // of the graceful_shutdown_request to answer
 	drain   bool
@@ -210,10 +211,10 @@ func (c *InstanceCore) reportOf(m Message, request int64) {
 func (c *InstanceCore) keep(m Message, request int64) {
 	line, _ := AppendMessage(nil, m)                           // a message that cannot be sent is warned of when it is
 	size := len(line) + len(" ~ x_again: 9223372036854775807") // as it is sent again
-	for c.up && len(c.reports) > 0 && c.kept+size > maxReports {
+	for c.up && len(c.reports) > 0 && c.kept+size > keptUpTo(m) {
 		c.arrived(1) // it was sent long ago
 	}
-	if c.kept+size > maxReports {
+	if c.kept+size > keptUpTo(m) {
 		c.warn("the agent is away for too long: a report is lost: " + m.Type().String())
 		return
 	}
@@ -343,8 +344,8 @@ func (c *InstanceCore) message(m Message) {
 		}
 	case *InstanceHealthRequest:
 		c.heard(m)
-		c.send(&InstanceHealthResponse{Header: Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent},
-			ServiceInstanceID: c.launch.ID, Status: c.health})
+		h := Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent, Extensions: []Extension{{extSessions, strconv.Itoa(c.sources)}}}
+		c.send(&InstanceHealthResponse{Header: h, ServiceInstanceID: c.launch.ID, Status: c.health})
 	}
 }
 
@@ -404,6 +405,9 @@ func (c *InstanceCore) dialFailed(call CallID, status Status) {
 
 func (c *InstanceCore) add(conn uint64, e *sessionEnd) {
 	c.conns[conn] = e
+	if e.source {
+		c.sources++
+	}
 	c.byPorts[endKey{e.source, e.port, e.peer}] = conn
 }
 
@@ -414,6 +418,9 @@ func (c *InstanceCore) take(conn uint64) *sessionEnd {
 		return nil
 	}
 	delete(c.conns, conn)
+	if e.source {
+		c.sources--
+	}
 	if key := (endKey{e.source, e.port, e.peer}); c.byPorts[key] == conn {
 		delete(c.byPorts, key)
 	}

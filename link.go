@@ -29,6 +29,16 @@ const (
 	badLinesLogged = 10
 )
 
+// keptUpTo is how many bytes of reports are kept, with this one. Of sessions
+// that ended unreported the Manager can ask; there is room for all else.
+func keptUpTo(m Message) int {
+	switch m.(type) {
+	case *SourceSessionCloseInfo, *DestSessionCloseInfo:
+		return maxReports - maxReports/8
+	}
+	return maxReports
+}
+
 var errQueueFull = errors.New("ssmmp: peer reads too slowly")
 
 // A link carries messages over one connection. One goroutine reads. What is

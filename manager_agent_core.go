@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // The Manager's core, continued: agents come, are watched, go away and are lost.
@@ -13,9 +14,10 @@ import (
 // register takes in an agent, or takes it back (PROTOCOL section 3,
 // Registration).
 func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
+	silence := Extension{extSilence, strconv.FormatInt((c.cfg.HealthPeriod * time.Duration(c.cfg.HealthMisses+1)).Milliseconds(), 10)}
 	answer := func(s Status) {
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: &InitiationResponse{
-			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(Extension{extHeard, "0"})}, Status: s}, Early: c.noRoom})
+			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(Extension{extHeard, "0"}, silence)}, Status: s}, Early: c.noRoom})
 	}
 	refuse := func(s Status, cause string) {
 		if c.misbehaves(conn) {

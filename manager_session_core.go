@@ -446,33 +446,33 @@ func (c *ManagerCore) closeReported(by *instance, slot uint32, h *Header, status
 		doubtful = false
 	}
 	if !doubtful {
-		c.closedBy(by, slot, status)
+		c.closedBy(by, slot, status, by.v.reports)
 		return
 	}
-	c.askAfter(by, slot, status)
+	// An answer that is slow is waited for: without one it would be closed.
+	c.ask(by, slot, c.cfg.LostAfter, func(slot uint32, st Status) {
+		if slot != 0 && st != StatusStillOpen {
+			c.closedBy(by, slot, status, by.v.reports)
+		}
+	})
 }
 
-func (c *ManagerCore) closedBy(by *instance, slot uint32, status Status) {
+func (c *ManagerCore) closedBy(by *instance, slot uint32, status Status, cause string) {
 	c.doer.closing = by
-	c.sessionClosed(slot, status, by.v.reports)
+	c.sessionClosed(slot, status, cause)
 	c.doer.closing = nil
 }
 
-// askAfter asks an end that may have reported a session's end whether it has it
-// open. Its agent is there: it passed the report on.
-func (c *ManagerCore) askAfter(by *instance, slot uint32, status Status) {
+// ask asks one end of a session, whose agent is there, whether it has it open.
+// done gets the answer, and the session if it is known still.
+func (c *ManagerCore) ask(end *instance, slot uint32, timeout time.Duration, done func(slot uint32, st Status)) {
 	id := c.sessions.id(slot)
 	m, want := c.sourceCloseRequest(slot), TypeSourceSessionCloseResponse
-	if c.slots[c.sessions.at(slot).src] != by {
+	if c.slots[c.sessions.at(slot).src] != end {
 		m, want = c.destCloseRequest(slot), TypeDestSessionCloseResponse
 	}
 	m.Head().Extensions = []Extension{{extAsk, "1"}}
-	// An answer that is slow is waited for: without one it would be closed.
-	c.request(by.a, m, want, c.cfg.LostAfter, func(st Status) {
-		if slot := c.sessions.lookup(id); slot != 0 && st != StatusStillOpen {
-			c.closedBy(by, slot, status)
-		}
-	})
+	c.request(end.a, m, want, timeout, func(st Status) { done(c.sessions.lookup(id), st) })
 }
 
 // sessionClosed ends a session, whatever its state, and goes on with what

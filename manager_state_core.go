@@ -245,6 +245,9 @@ type instance struct {
 
 	began, stopping, unwell uint64 // events
 
+	doubts     []SessionID   // that it is asked after, since it has fewer than are known of
+	doubtAgain time.Duration // not before then
+
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing
 	unsaid        []sessionPorts // of closed sessions of which it was the destination, and has not said so
