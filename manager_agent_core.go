@@ -14,10 +14,14 @@ import (
 // register takes in an agent, or takes it back (PROTOCOL section 3,
 // Registration).
 func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
-	silence := Extension{extSilence, strconv.FormatInt((c.cfg.HealthPeriod * time.Duration(c.cfg.HealthMisses+1)).Milliseconds(), 10)}
 	answer := func(s Status) {
+		more := []Extension{{extHeard, "0"}}
+		if s.Success() {
+			silence := c.cfg.HealthPeriod * time.Duration(c.cfg.HealthMisses+1) // it is asked for its health each period
+			more = append(more, Extension{extSilence, strconv.FormatInt(silence.Milliseconds(), 10)})
+		}
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: &InitiationResponse{
-			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(Extension{extHeard, "0"}, silence)}, Status: s}, Early: c.noRoom})
+			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(more...)}, Status: s}, Early: c.noRoom})
 	}
 	refuse := func(s Status, cause string) {
 		if c.misbehaves(conn) {

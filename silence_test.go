@@ -305,7 +305,7 @@ func TestManagerRegistration(t *testing.T) {
 		failed   = "type: session_response ~ message_id: 2 ~ sub_type: Manager_to_agent ~ source_service_name: A ~ source_service_instance_id: 1 ~ dest_service_name: B ~ dest_service_instance_id:  ~ dest_socket_name: S2 ~ dest_service_instance_network_address:  ~ dest_socket_port:  ~ status: "
 	)
 	wantLines(t, "request before registration", say(1, request), failed+"401")
-	wantLines(t, "registration", say(1, register+"(A, stranger)"), answered+"200"+hears)
+	wantLines(t, "registration", say(1, register+"(A, stranger)"), answered+"200"+hears+" ~ x_silence: 20000")
 	wantLines(t, "another agent", say(2, register+"(A)"), answered+"409"+hears)
 	wantLines(t, "another address", say(1, strings.Replace(register, "10.0.0.1", "10.0.0.2", 1)), answered+"409"+hears)
 
@@ -313,7 +313,7 @@ func TestManagerRegistration(t *testing.T) {
 	if snap := c.Snapshot(); len(snap.Agents) != 1 || !slices.Equal(snap.Agents[0].Unknown, []string{"stranger"}) || len(snap.Instances) != 1 {
 		t.Errorf("%+v, want one agent, with a stranger in its repository, and the gateway", snap)
 	}
-	wantLines(t, "a new repository", say(1, register+"(A, B)"), answered+"200"+hears)
+	wantLines(t, "a new repository", say(1, register+"(A, B)"), answered+"200"+hears+" ~ x_silence: 20000")
 	if snap := c.Snapshot(); !slices.Equal(snap.Agents[0].Services, []string{"A", "B"}) || len(snap.Instances) != 1 {
 		t.Errorf("%+v, want the new repository, and the gateway", snap)
 	}
