@@ -44,6 +44,7 @@ const (
 	SimTwiceToInstances
 	SimGarbageToManager
 	SimGarbageToAgent
+	SimReportsLost
 	// Processes.
 	SimSlowStart
 	SimLaunchFails
@@ -191,6 +192,7 @@ func simLinks(n *simNode) *[]*simFaultRun     { return &n.host.slow }
 func simNoises(n *simNode) *[]*simFaultRun    { return &n.host.noisy }
 func simProcesses(n *simNode) *[]*simFaultRun { return &n.faults }
 func simDials(n *simNode) *[]*simFaultRun     { return &n.misled }
+func simUnheard(n *simNode) *[]*simFaultRun   { return &n.unheard }
 func simSquats(n *simNode) *[]*simFaultRun    { return &n.squat }
 
 // simHabit is a fault of the processes that start at its nodes.
@@ -293,6 +295,7 @@ func simAllFaults() [simFaultKinds]simFaultEntry {
 		SimTwiceToInstances: simNoise("twice-instance-link", "lines between agent and instances arrive twice", simToAgent, false),
 		SimGarbageToManager: simNoise("garbage-manager-link", "lines that are no messages reach the Manager", simToManager, true),
 		SimGarbageToAgent:   simNoise("garbage-instance-link", "lines that are no messages reach agent and instances", simToAgent, true),
+		SimReportsLost:      {name: "reports-lost", what: "an agent's reports that sessions ended reach nobody, on a connection that stands", start: simBegin(simUnheard), stop: simEnds(simUnheard)},
 
 		SimSlowStart: simHabit("slow-start", "a process takes long until it runs", func(p *simProc, h *simHabits, f *simFaultRun) {
 			h.launch += f.rand.between(0, f.Amount)

@@ -35,6 +35,7 @@ type simNode struct {
 	next     uint16                     // port to dial from
 	listen   map[uint16]*simProc
 	squat    []*simFaultRun // another program holds the ports that instances want
+	unheard  []*simFaultRun // its reports that sessions ended are lost
 	faults   []*simFaultRun // of the processes that it starts
 	misled   []*simFaultRun // an old Manager may answer it
 	fewer    bool           // its repository lacks a service
@@ -227,6 +228,9 @@ func (n *simNode) step1(in ssmmp.AgentInput) {
 		switch o.Kind {
 		case ssmmp.AgentOutputSend:
 			e := n.ends[o.Conn]
+			if e == n.manager && n.loses(o.Msg) {
+				continue
+			}
 			if e != nil && s.send(e, o.Msg) != nil && e == n.manager {
 				n.core.Unsent(o.Msg)
 			}
@@ -267,6 +271,20 @@ func (n *simNode) step1(in ssmmp.AgentInput) {
 			s.logf("%s is refused: %s", n.name, o.Status)
 		}
 	}
+}
+
+// loses tells whether a message to the Manager goes into nothing.
+func (n *simNode) loses(m ssmmp.Message) bool {
+	switch m.(type) {
+	case *ssmmp.SourceSessionCloseInfo, *ssmmp.DestSessionCloseInfo:
+		for _, f := range n.unheard {
+			if f.rand.n(100) < f.percent {
+				n.s.hit(f.Kind)
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // simSender returns the instance that a message names as its sender.
