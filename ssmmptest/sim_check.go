@@ -105,6 +105,7 @@ type simAgent struct {
 	conn      ssmmp.ConnID // the last that registered
 	awaySince time.Duration
 	heard     time.Duration // less what was skipped
+	strangers []ssmmp.InstanceID
 }
 
 // A simAsked is a request of the Manager.

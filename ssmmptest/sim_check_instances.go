@@ -2,12 +2,30 @@ package ssmmptest
 
 import (
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ssmmp/ssmmp"
 )
 
 // What must hold of agents and instances, by the Manager's events.
+
+// strangers returns what an agent says it runs, and should not.
+func (c *simCheck) strangers(m *ssmmp.InitiationRequest) (list []ssmmp.InstanceID) {
+	last := ssmmp.InstanceID(0)
+	for part := range strings.SplitSeq(m.Extension("x_instances"), ", ") {
+		id, _ := strconv.ParseInt(part, 10, 64)
+		if strings.HasPrefix(part, "+") {
+			id += int64(last)
+		}
+		last = ssmmp.InstanceID(id)
+		if i := c.live[last]; c.ids[last] != nil && (i == nil || i.node != m.AgentNetworkAddress) {
+			list = append(list, last)
+		}
+	}
+	return list
+}
 
 // event applies an event to the model.
 func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
@@ -36,6 +54,16 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 			c.s.hit(SimSuperseded)
 		}
 		a.up, a.lost, a.heard = true, false, in.Now-c.skipped
+		if m, ok := in.Msg.(*ssmmp.InitiationRequest); ok && ev.Cause != "new repository" {
+			a.strangers = c.strangers(m)
+		}
+
+	case ssmmp.EventAgentRefused:
+		if e := c.s.manager.ends[in.Conn]; e != nil && !c.replaying && strings.Contains(ev.Cause, "another agent") {
+			if n, ok := e.peer().who.owner.(*simNode); ok && n.kept != nil {
+				c.fail("an agent that kept its state is the one before", "%s: %s", n.name, ev)
+			}
+		}
 
 	case ssmmp.EventAgentAway:
 		if a := c.agents[ev.Node]; a != nil {
@@ -84,6 +112,11 @@ func (c *simCheck) event(in *ssmmp.ManagerInput, ev *ssmmp.Event) {
 		}
 		if v.quick >= simQuickEnds && in.Now-v.lastEnd < time.Second {
 			c.fail("starts are held back after quick ends", "%s, %d quick ends, the last %v ago", ev, v.quick, in.Now-v.lastEnd)
+		}
+		for _, id := range a.strangers {
+			if p := c.ids[id]; (p.running || p.orphans) && !c.replaying {
+				c.fail("nothing is placed where a stranger runs", "%s, where %s runs", ev, p.name)
+			}
 		}
 		v.live++
 		c.live[ev.Instance] = &simInstance{graph: ev.Graph, vertex: ev.Vertex, service: ev.Service, node: ev.Node, sockets: ev.Sockets,
