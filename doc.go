@@ -132,7 +132,7 @@
 // # Extension lines
 //
 // Lines whose names begin with "x_" may follow the specified ones. This package
-// sends nine, and works, with less, with a peer that sends none:
+// sends eleven, and works, with less, with a peer that sends none:
 //
 //   - x_agent in initiation_request: which process of an agent this is. Without
 //     it a second connection from an address whose first still stands is
@@ -166,6 +166,13 @@
 //     tells [ErrManagerAway] from [ErrUnavailable].
 //   - x_secret in the hello of an instance: that it is the one its agent
 //     executed. Agents take it out before they relay.
+//   - x_sessions in service_instance_health_response: of how many open sessions
+//     the instance is the source. A Manager that knows of more asks after each,
+//     with x_ask, and closes those that the instance has no more: the reports
+//     of their ends were lost. A list of them would not fit into a line.
+//   - x_silence in initiation_response: after how many milliseconds without a
+//     word the Manager may be taken to be gone, though the connection stands.
+//     The agent gives the connection up, and looks for a Manager anew.
 //
 // # Where to change what
 //
