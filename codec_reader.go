@@ -11,6 +11,9 @@ const (
 	firstBuffer = 4 << 10
 	// lastBuffer is room for the longest line and its line end.
 	lastBuffer = MaxLine + len("\r\n")
+	// longLine is the length from which on a line's message is not decoded into
+	// again: what it needed is given back with the next Decode.
+	longLine = 1 << 10
 	// maxEmptyReads is how often a reader may return nothing at all in a row.
 	maxEmptyReads = 100
 )
@@ -47,6 +50,9 @@ func (d *Decoder) Decode() (Message, error) {
 		for i := range d.line {
 			d.line[i] = 0xFF
 		}
+	}
+	if len(d.line) > longLine {
+		d.reuse[d.codec.typ] = nil
 	}
 	if err := d.readLine(); err != nil {
 		return nil, err

@@ -312,3 +312,33 @@ func TestAllocations(t *testing.T) {
 		}
 	}
 }
+
+// What a long message needed is given back with the next one: a peer that sends
+// one of each type has a Decoder keep little.
+func TestDecoderKeepsLittle(t *testing.T) {
+	t.Parallel()
+	var stream strings.Builder
+	for _, line := range readHops(t) {
+		stream.WriteString(line + strings.Repeat(" ~ x_a: ", (MaxLine-len(line))/len(" ~ x_a: ")) + "\n")
+	}
+	stream.WriteString(wellLine + "\n")
+	d := NewDecoder(strings.NewReader(stream.String()))
+	for {
+		m, err := d.Decode()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := 0
+		for _, m := range d.reuse {
+			if m != nil {
+				lines += cap(m.Head().Extensions)
+			}
+		}
+		if most := 2 * MaxLine / len(" ~ x_a: "); lines > most {
+			t.Fatalf("after a %s there is room for %d extension lines, want %d at the most", m.Type(), lines, most)
+		}
+	}
+}
