@@ -3,6 +3,7 @@ package ssmmp
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -268,5 +269,26 @@ func TestManagerMessagesReserved(t *testing.T) {
 			}
 		}
 		durable = c.events[len(c.events)-1].MessageID
+	}
+}
+
+// A place in the table of sessions that was used as often as its counter goes is
+// used no more: no id comes again, and the state can be recovered.
+func TestManagerSessionIDsEnd(t *testing.T) {
+	t.Parallel()
+	c, say, _ := sessionCore(t)
+	say(1, ackOne)
+	c.sessions.at(1).gen = math.MaxUint32 - 1
+	used := map[SessionID]bool{}
+	for id := 2; id < 6; id++ {
+		s := c.Snapshot().Sessions[0]
+		if used[s.ID] || s.ID>>32 == 0 {
+			t.Errorf("session id %s", s.ID)
+		}
+		used[s.ID] = true
+		sameState(t, fmt.Sprintf("with session %s", s.ID), replayEvents(t, c.cfg, c.Checkpoint()), c)
+		say(1, fmt.Sprintf("type: source_service_session_close_info ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: 40000 ~ dest_service_name: B ~ dest_service_instance_id: 2 ~ dest_service_instance_network_address: 10.0.0.1 ~ dest_socket_name: S1 ~ dest_socket_port: 54000 ~ dest_socket_new_port: 54000 ~ status: 111", 100+id))
+		say(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", id))
+		say(1, strings.Replace(ackOne, "message_id: 1 ", fmt.Sprintf("message_id: %d ", id), 1))
 	}
 }

@@ -1,6 +1,9 @@
 package ssmmp
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // A SessionID names a session at its Manager. It is never used again.
 type SessionID uint64
@@ -215,6 +218,10 @@ func (t *sessionTable) remove(slot uint32) {
 	from.srcLen--
 	to.dstLen--
 	t.live--
+	if s.gen == math.MaxUint32 {
+		*s = session{} // its ids are used up: it is not among the free ones
+		return
+	}
 	*s = session{gen: s.gen, srcNext: t.free}
 	t.free = slot
 }
