@@ -245,7 +245,7 @@ func (a *Agent) begin(ctx context.Context) (net.Listener, error) {
 	listen := a.cfg.Listen
 	if a.cfg.StateDir != "" {
 		var err error
-		if state, err = openAgentState(a.cfg.StateDir, a.log); err != nil {
+		if state, err = openAgentState(ctx, a.cfg.StateDir, a.log); err != nil {
 			return nil, err
 		}
 		if _, port, _ := net.SplitHostPort(listen); port == "0" && state.self.Listen != "" {

@@ -157,6 +157,30 @@ func registered(id int64, hears bool) string {
 	return line
 }
 
+// A directory that cannot be used is not taken for one that another agent uses.
+// Who waits for that one ends with its context.
+func TestAgentStateRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, stateLock), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openAgentState(t.Context(), dir, hclog.NewNullLogger()); err == nil || errors.Is(err, errLocked) || strings.Contains(err.Error(), "another agent") {
+		t.Errorf("with a directory in the place of its lock: %v", err)
+	}
+	dir = t.TempDir()
+	s, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := openAgentState(ctx, dir, hclog.NewNullLogger()); !errors.Is(err, errLocked) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("of an agent that lives: %v", err)
+	}
+}
+
 // A state that is damaged at any place is found to be, named and set aside;
 // what is whole is read.
 func TestAgentStateDamaged(t *testing.T) {
@@ -165,7 +189,7 @@ func TestAgentStateDamaged(t *testing.T) {
 	var log bytes.Buffer
 	open := func() *agentState {
 		t.Helper()
-		s, err := openAgentState(dir, hclog.New(&hclog.LoggerOptions{Output: &log}))
+		s, err := openAgentState(t.Context(), dir, hclog.New(&hclog.LoggerOptions{Output: &log}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +266,7 @@ func TestAgentStateEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		s, err := openAgentState(dir, hclog.NewNullLogger())
+		s, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,7 +325,7 @@ func TestAgentReattachAgain(t *testing.T) {
 		t.Run(fmt.Sprintf("keep %t", keep), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				dir := t.TempDir()
-				before, err := openAgentState(dir, hclog.NewNullLogger())
+				before, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -359,7 +383,7 @@ func TestAgentReattachAgain(t *testing.T) {
 					found.Kill()
 				}
 				<-found.ended // else it was not killed
-				after, err := openAgentState(dir, hclog.NewNullLogger())
+				after, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -381,7 +405,7 @@ func TestAgentStateUnread(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		s, err := openAgentState(dir, hclog.NewNullLogger())
+		s, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
 		if err == nil {
 			s.close()
 			t.Errorf("%s: it is taken for damaged", name)

@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -69,20 +70,22 @@ type agentState struct {
 	closed  bool
 }
 
+// errLocked says that a file is locked: by an agent that lives.
+var errLocked = errors.New("another agent uses the directory")
+
 // openAgentState takes a directory and reads what is in it.
-func openAgentState(dir string, log hclog.Logger) (*agentState, error) {
+func openAgentState(ctx context.Context, dir string, log hclog.Logger) (*agentState, error) {
 	s := &agentState{dir: dir, log: log, records: map[InstanceID]*InstanceRecord{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	var err error
-	for until := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
-		if s.lock, err = lockFile(filepath.Join(dir, stateLock)); err == nil {
-			break
-		}
-		if time.Now().After(until) {
-			return nil, fmt.Errorf("%s: another agent uses the directory: %w", dir, err)
-		}
+	s.lock, err = lockFile(filepath.Join(dir, stateLock))
+	for until := time.Now().Add(lockPatience); errors.Is(err, errLocked) && time.Now().Before(until) && sleep(ctx, 20*time.Millisecond); {
+		s.lock, err = lockFile(filepath.Join(dir, stateLock))
+	}
+	if err != nil {
+		return nil, err
 	}
 	if err := s.load(); err != nil {
 		s.close()

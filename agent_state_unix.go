@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// lockFile opens a file that nobody else has locked, and locks it for as long
-// as it is open.
+// lockFile opens a file and locks it for as long as it is open. It fails with
+// errLocked if somebody else has.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -17,7 +17,10 @@ func lockFile(path string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, os.NewSyscallError("flock", err)
+		if err == syscall.EWOULDBLOCK {
+			err = errLocked
+		}
+		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
 	return f, nil
 }

@@ -5,14 +5,19 @@ import (
 	"syscall"
 )
 
-// lockFile opens a file that nobody else has open, and shares it with nobody
-// for as long as it is open.
+const sharingViolation syscall.Errno = 32
+
+// lockFile opens a file and shares it with nobody for as long as it is open. It
+// fails with errLocked if somebody else has it open.
 func lockFile(path string) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
 		return nil, err
 	}
 	h, err := syscall.CreateFile(name, syscall.GENERIC_READ|syscall.GENERIC_WRITE, 0, nil, syscall.OPEN_ALWAYS, syscall.FILE_ATTRIBUTE_NORMAL, 0)
+	if err == sharingViolation {
+		err = errLocked
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
