@@ -516,7 +516,7 @@ func (c *AgentCore) listen(conn ConnID, look time.Duration, silent int) {
 			silent++
 		}
 		if silent == silentLooks {
-			c.warn(conn, fmt.Sprintf("the Manager said nothing for %v: its connection is given up", silentLooks*look))
+			c.warn(conn, fmt.Sprintf("the Manager said nothing for %v: its connection is given up", (silentLooks*look).Round(time.Millisecond)))
 			c.out = append(c.out, AgentOutput{Kind: AgentOutputAbort, Conn: conn})
 			return
 		}
