@@ -105,14 +105,8 @@ func (c *AgentConfig) Validate() error {
 	if letters > MaxLine/2 {
 		fault("Repository", fmt.Sprintf("%d entries", len(c.Repository)), fmt.Sprintf("their names have more than the %d bytes that a registration can hold", MaxLine/2))
 	}
-	for _, d := range []struct {
-		field string
-		value time.Duration
-	}{{"StartTimeout", c.StartTimeout}, {"DrainTimeout", c.DrainTimeout}, {"RequestTimeout", c.RequestTimeout}, {"BackOffFrom", c.BackOffFrom}, {"BackOffTo", c.BackOffTo}} {
-		if d.value < 0 {
-			fault(d.field, d.value, "negative")
-		}
-	}
+	timeFaults(fault, timeField{"StartTimeout", c.StartTimeout}, timeField{"DrainTimeout", c.DrainTimeout},
+		timeField{"RequestTimeout", c.RequestTimeout}, timeField{"BackOffFrom", c.BackOffFrom}, timeField{"BackOffTo", c.BackOffTo})
 	return errors.Join(faults...)
 }
 

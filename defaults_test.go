@@ -1,9 +1,13 @@
 package ssmmp
 
 import (
+	"fmt"
+	"math"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The fixed points of PROTOCOL section 1 are what a configuration that says
@@ -47,6 +51,30 @@ func TestManagerConfigFaults(t *testing.T) {
 	for _, field := range []string{"Graphs", "KeepBytes: -1099511627776", "HealthMisses", "KeepFor", "StormBrake", "FirstPort", "FirstMessage"} {
 		if !strings.Contains(err.Error(), "ManagerConfig."+field) {
 			t.Errorf("%s is not among the faults:\n%v", field, err)
+		}
+	}
+}
+
+// No time of a configuration may be negative, unless that means never, or so
+// long that a sum with another would overflow.
+func TestConfigTimes(t *testing.T) {
+	t.Parallel()
+	never := map[string]bool{"ManagerConfig.IdleAfter": true, "JoinConfig.IdleTimeout": true}
+	for _, cfg := range []interface{ Validate() error }{new(ManagerConfig), new(AgentConfig), new(JoinConfig)} {
+		v := reflect.ValueOf(cfg).Elem()
+		for i := range v.NumField() {
+			d, ok := v.Field(i).Addr().Interface().(*time.Duration)
+			if !ok {
+				continue
+			}
+			field := v.Type().Name() + "." + v.Type().Field(i).Name
+			for value, fault := range map[time.Duration]bool{-1: !never[field], 0: false, 100 * 24 * time.Hour: false, math.MaxInt64: true} {
+				*d = value
+				if is := strings.Contains(cfg.Validate().Error(), fmt.Sprintf("ssmmp: %s: %v: ", field, value)); is != fault {
+					t.Errorf("%s: %v is a fault: %t, want %t", field, value, is, fault)
+				}
+			}
+			*d = 0
 		}
 	}
 }

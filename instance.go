@@ -76,12 +76,8 @@ func (c *JoinConfig) Validate() error {
 	for n, p := range l.Plugs {
 		named(fmt.Sprintf("Launch.Plugs[%d]", n), "plug", p.Plug, ValidName(p.Plug) && ValidName(p.Socket) && ValidName(p.Service), p)
 	}
-	if c.DialTimeout < 0 {
-		fault("DialTimeout", c.DialTimeout, "negative")
-	}
-	if c.DrainTimeout < 0 {
-		fault("DrainTimeout", c.DrainTimeout, "negative")
-	}
+	timeFaults(fault, timeField{"DialTimeout", c.DialTimeout}, timeField{"DrainTimeout", c.DrainTimeout},
+		timeField{"IdleTimeout", max(c.IdleTimeout, 0)})
 	return errors.Join(faults...)
 }
 

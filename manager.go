@@ -122,18 +122,10 @@ func (c *ManagerConfig) Validate() error {
 			faults = append(faults, fmt.Errorf("ssmmp: ManagerConfig.%s: %w", field, err))
 		}
 	}
-	notNegative := []struct {
-		field string
-		value time.Duration
-	}{
-		{"StartTimeout", c.StartTimeout}, {"DrainTimeout", c.DrainTimeout}, {"RequestTimeout", c.RequestTimeout},
-		{"AckTimeout", c.AckTimeout}, {"HealthPeriod", c.HealthPeriod}, {"LostAfter", c.LostAfter}, {"PortLinger", c.PortLinger}, {"KeepFor", c.KeepFor},
-	}
-	for _, d := range notNegative {
-		if d.value < 0 {
-			fault(d.field, d.value, "negative")
-		}
-	}
+	timeFaults(fault, timeField{"StartTimeout", c.StartTimeout}, timeField{"DrainTimeout", c.DrainTimeout},
+		timeField{"RequestTimeout", c.RequestTimeout}, timeField{"AckTimeout", c.AckTimeout}, timeField{"HealthPeriod", c.HealthPeriod},
+		timeField{"LostAfter", c.LostAfter}, timeField{"IdleAfter", max(c.IdleAfter, 0)}, timeField{"PortLinger", c.PortLinger},
+		timeField{"KeepFor", c.KeepFor})
 	for _, n := range []struct {
 		field string
 		value int

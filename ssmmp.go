@@ -171,3 +171,23 @@ const (
 	defaultHealthPeriod   = 5 * time.Second  // between two health requests
 	defaultIdleAfter      = 5 * time.Minute  // without a session, until shut down
 )
+
+// longestTime bounds the times of a configuration: so no sum of them overflows.
+const longestTime = 100 * 365 * 24 * time.Hour
+
+// A timeField is a field of a configuration that holds a time.
+type timeField struct {
+	name  string
+	value time.Duration
+}
+
+// timeFaults reports the times that are out of range.
+func timeFaults(fault func(field string, value any, why string), fields ...timeField) {
+	for _, f := range fields {
+		if f.value < 0 {
+			fault(f.name, f.value, "negative")
+		} else if f.value > longestTime {
+			fault(f.name, f.value, "longer than 100 years")
+		}
+	}
+}
