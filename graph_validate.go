@@ -9,6 +9,10 @@ import (
 // and the memory that a hostile graph can cost.
 const maxGraphFaults = 1000
 
+// maxConfiguration bounds in bytes what an execution_request says of sockets and
+// plugs: the rest of its line is shorter than 512.
+const maxConfiguration = MaxLine - 512
+
 // A GraphError is one fault in a graph.
 type GraphError struct {
 	Graph  string // the graph's name
@@ -35,7 +39,8 @@ func (e *GraphError) Error() string {
 // A valid graph has at least one API Gateway. All names keep the rule of
 // PROTOCOL section 2 and are unique. Every service stands at a vertex, and
 // every vertex can be reached from an API Gateway. Each plug of each vertex has
-// exactly one edge, which leads to a socket that its destination has. An API
+// exactly one edge, which leads to a socket that its destination has; the line
+// that tells an instance of its sockets and plugs is no longer than MaxLine. An API
 // Gateway has sockets, each with a fixed port of its own outside those that
 // PROTOCOL section 1 gives to others; nothing leads to it. A regular service
 // has sockets and plugs. A storage service has sockets and no plugs.
@@ -69,6 +74,7 @@ type serviceCheck struct {
 	*Service
 	sockets map[string]bool
 	plugs   map[string]bool
+	size    int  // of its sockets in a socket_configuration, in bytes
 	stands  bool // at some vertex
 }
 
@@ -145,6 +151,7 @@ func (c *graphCheck) checkSocket(where string, s *serviceCheck, socket Socket, o
 		c.fault(where, socket.Name, "duplicate socket")
 	}
 	s.sockets[socket.Name] = true
+	s.size += len(socket.Name) + len(", 65535 & ")
 
 	port := socket.Port
 	owner, taken := owners[port]
@@ -200,6 +207,7 @@ func (c *graphCheck) checkEdges() {
 	type plug struct{ vertex, name string }
 	seen := make(map[Edge]bool, len(c.graph.Edges))
 	used := make(map[plug]bool, len(c.graph.Edges))
+	size := make([]int, len(c.graph.Vertices)) // of the plug_configuration of each
 	for _, e := range c.graph.Edges {
 		if seen[e] {
 			c.fault("edge "+e.String(), "", "duplicate edge")
@@ -218,6 +226,9 @@ func (c *graphCheck) checkEdges() {
 		if _, ok := c.index[e.To]; !ok {
 			c.fault("edge "+e.String(), e.To, "no such vertex")
 		} else if s := c.serviceAt(e.To); s != nil {
+			if from, ok := c.index[e.From]; ok {
+				size[from] += len(e.Plug) + len(e.Socket) + len(s.Name) + len(", ,  & ")
+			}
 			if s.Kind == Gateway {
 				c.fault("edge "+e.String(), e.To, "leads to an API Gateway, which must be an initial vertex")
 			}
@@ -230,6 +241,9 @@ func (c *graphCheck) checkEdges() {
 		s := c.services[v.Service]
 		if s == nil || c.index[v.Name] != i {
 			continue
+		}
+		if n := s.size + size[i]; n > maxConfiguration {
+			c.fault(graphPlace("vertex", i, v.Name), "", "its sockets and plugs need %d bytes, and an execution_request has room for %d", n, maxConfiguration)
 		}
 		for _, p := range s.Plugs {
 			if used[plug{v.Name, p}] {

@@ -3,6 +3,8 @@ package ssmmp
 import (
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -290,6 +292,37 @@ func TestValidateManyFaults(t *testing.T) {
 	}
 	if n := len(err.Error()); n > 1000*maxGraphFaults {
 		t.Errorf("the error has %d bytes", n)
+	}
+}
+
+// What an instance is told of its sockets and plugs fits into a line, or the
+// graph is not valid: else nothing of it could be executed.
+func TestValidateLongLine(t *testing.T) {
+	t.Parallel()
+	name := func(kind string, n int) string { return fmt.Sprintf("%s%0*d", kind, MaxName-1, n) }
+	valid := 0
+	for n := 1; valid == n-1; n++ {
+		b := NewGraph("long").Storage(name("D", 0), In{name("S", 0)})
+		var out Out
+		m := &ExecutionRequest{Header: Header{MessageID: math.MaxInt64}, AgentNetworkAddress: netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+			ServiceName: name("G", 0), ServiceInstanceID: math.MaxInt64, SocketConfiguration: []SocketPort{{name("S", 0), 65535}}}
+		for p := range n {
+			out = append(out, name("P", p))
+			b.Edge(m.ServiceName, name("P", p), name("S", 0), name("D", 0))
+			m.PlugConfiguration = append(m.PlugConfiguration, PlugTarget{name("P", p), name("S", 0), name("D", 0)})
+		}
+		_, err := b.Gateway(m.ServiceName, FixedPorts{name("S", 0): 65535}, out).Build()
+		if _, encodes := AppendMessage(nil, m); err == nil && encodes != nil {
+			t.Fatalf("with %d plugs it is valid, and %v", n, encodes)
+		}
+		if err == nil {
+			valid = n
+		} else if faults := graphFaults(t, err); len(faults) != 1 || !strings.Contains(faults[0].Error(), "an execution_request has room for") || !strings.Contains(faults[0].Where, m.ServiceName) {
+			t.Fatalf("with %d plugs: %.500v", n, err)
+		}
+	}
+	if least := MaxLine / (3*MaxName + 20); valid < least {
+		t.Errorf("valid with %d plugs at the most, want %d", valid, least)
 	}
 }
 
