@@ -140,11 +140,11 @@ func (c *ManagerConfig) Validate() error {
 	if !(c.StormBrake <= 1) {
 		fault("StormBrake", c.StormBrake, "more than all")
 	}
-	if c.FirstInstance < 0 {
-		fault("FirstInstance", c.FirstInstance, "negative")
+	if c.FirstInstance < 0 || c.FirstInstance > ownIDs {
+		fault("FirstInstance", c.FirstInstance, "not between 0 and 2^62")
 	}
-	if c.FirstMessage < 0 {
-		fault("FirstMessage", c.FirstMessage, "negative")
+	if c.FirstMessage < 0 || c.FirstMessage > ownIDs/2 {
+		fault("FirstMessage", c.FirstMessage, "not between 0 and 2^61: agents have ids from 2^62 on")
 	}
 	if first, last := cmp.Or(c.FirstPort, FirstSocketPort), cmp.Or(c.LastPort, LastSocketPort); first > last {
 		fault("FirstPort", first, fmt.Sprintf("above LastPort, %d", last))
