@@ -203,6 +203,7 @@
 //	manager_commit.go         its part with a Store: nothing leaves before it is durable
 //	manager_history.go        the history, the state as it was, why: of a Manager or a Store
 //	agent_core.go             the agent's Step: what the Manager asks
+//	agent_manager_core.go     registration, reports until they are heard, a silent Manager
 //	agent_execution_core.go   executing and ending instances
 //	agent_instance_core.go    what instances say, and whether they may
 //	agent.go                  the agent's runtime; agent_process.go: what it executes
