@@ -30,7 +30,7 @@ func TestClusterManagerSilent(t *testing.T) {
 		if got := c.ask("via PA echo x"); !strings.Contains(got, "Manager is away") || time.Since(began) > time.Second {
 			t.Errorf("a dial after that: %q after %v; want that the Manager is away, at once", got, time.Since(began))
 		}
-		time.Sleep(5 * time.Minute)
+		time.Sleep(3 * time.Minute)
 		c.Faults.Heal()
 		c.settle()
 		if got := c.ask("via PA echo x"); got != "x" || !slices.Contains(c.Running(), before) {
