@@ -547,7 +547,10 @@ func TestHistory(t *testing.T) {
 		{"-to|2001-01-01", "", "manager"},
 		{"-from|1h|-kind|session closed|-limit|2", "session closed", "session opened"},
 		{"-state", "instance", "lost"},
+		{"-session|4294967297", "session opened 1.1", "instance"},
 		{"-state|-before|2", "after event 1", "instance"},
+		{"-state|-before|1", "after event 0", "graph"},
+		{"-state|-before|3|-to|0s", "after event 2", "instance"},
 		{"-state|-to|0s", "graph", ""},
 	} {
 		out, err := ask(strings.Split(strings.Trim(tt.args, "|"), "|")[:strings.Count(tt.args, "|")+min(1, len(tt.args))]...)
@@ -555,10 +558,21 @@ func TestHistory(t *testing.T) {
 			t.Errorf("history %s: %v\n%s", tt.args, err, out)
 		}
 	}
-	for _, bad := range []string{"-kind|x", "-node|x", "-session|x", "-from|x", "-before|x", "rest", "-state|-to|2001-01-01"} {
+	for _, bad := range []string{"-kind|x", "-node|x", "-session|x", "-from|x", "-before|x", "rest", "-state|-to|2001-01-01",
+		"-session|1", "-session|1.", "-session|0", "-instance|0", "-limit|0", "-limit|-1", "-state|-service|front", "-state|-before|2|-to|2001-01-01", "-why|0", "-why|7"} {
 		if out, err := ask(strings.Split(bad, "|")...); err == nil {
 			t.Errorf("history %s: no error, but\n%s", bad, out)
 		}
+	}
+	out, err := ask("-kind", "instance requested", "-service", "greeter", "-limit", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	greeter := strings.Fields(out)[5]
+	out, err = ask("-why", greeter)
+	if lines := strings.Split(out, "\n"); err != nil || len(lines) < 4 || !strings.Contains(lines[0], "started: event") || !strings.Contains(lines[0], "greeter "+greeter) ||
+		!strings.Contains(lines[1], "follows from event") || !strings.Contains(lines[1], "requested front") || !strings.Contains(lines[2], "graph deployed") {
+		t.Errorf("why greeter %s runs: %v\n%s", greeter, err, out)
 	}
 	if err := history(t.Context(), []string{"-data", t.TempDir()}, io.Discard); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("history of an empty directory: %v", err)
