@@ -248,7 +248,7 @@ func TestOlderCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = store.Acquire(t.Context())
-	want := fmt.Sprintf("ssmmp: store %s: events %d to %d: acknowledged, and missing", path, last+1, last+1)
+	want := fmt.Sprintf("ssmmp: store %s: events %d to %d: acknowledged, and missing; a start without %s-lock goes on without them", path, last+1, last+1, path)
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

@@ -33,4 +33,12 @@ func openLocked(path string) (*os.File, error) {
 	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 }
 
+// access reports whether this process may read and write a file.
+func access(path string) error {
+	if err := syscall.Access(path, 6); err != nil {
+		return &os.PathError{Op: "access", Path: path, Err: err}
+	}
+	return nil
+}
+
 func unlock(f *os.File) { syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }

@@ -28,4 +28,6 @@ func openLocked(path string) (*os.File, error) {
 	return os.NewFile(uintptr(h), path), nil
 }
 
+func access(string) error { return nil }
+
 func unlock(*os.File) {} // closing does it

@@ -1,10 +1,12 @@
 package sqlitestore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -136,6 +138,31 @@ func TestViewFields(t *testing.T) {
 	}
 }
 
+// A file that cannot be opened is refused with the reason.
+func TestUnusable(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "manager.db")
+	must(t, os.Mkdir(path, 0o700))
+	_, _, err := New(path).Acquire(t.Context())
+	if err == nil || !strings.Contains(err.Error(), path+": not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+	must(t, os.Remove(path))
+	must(t, os.Symlink(filepath.Join(path, "nowhere"), path))
+	_, _, err = New(path).Acquire(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "stat "+path) {
+		t.Errorf("a link to nowhere: %v", err)
+	}
+	if os.Getuid() == 0 {
+		t.Skip("SKIPPED: root may read and write every file")
+	}
+	must(t, os.Remove(path))
+	must(t, os.WriteFile(path, nil, 0o000))
+	if _, _, err = New(path).Acquire(t.Context()); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a file that is not to be opened: %v", err)
+	}
+}
+
 // A file of an earlier version keeps all it holds, also if its migration is
 // interrupted; one of a later version, or of another program, is left alone.
 func TestMigrate(t *testing.T) {
@@ -182,6 +209,8 @@ func TestMigrate(t *testing.T) {
 		"half migrated":            old(t, steps[0], steps[1], version(1)), // which a transaction does not leave
 	} {
 		t.Run(name, func(t *testing.T) {
+			before, err := os.ReadFile(path)
+			must(t, err)
 			s := New(path)
 			if _, _, err := s.Acquire(t.Context()); err == nil {
 				t.Fatal("acquired")
@@ -197,6 +226,9 @@ func TestMigrate(t *testing.T) {
 				t.Error("read")
 			}
 			must(t, s.Close())
+			if after, err := os.ReadFile(path); name != "half migrated" && (err != nil || !bytes.Equal(before, after)) {
+				t.Errorf("not left alone: %v", err)
+			}
 		})
 	}
 }

@@ -56,7 +56,7 @@ var _ ssmmp.Store = (*Store)(nil)
 // there. Nothing is opened yet.
 func New(path string) *Store { return &Store{path: path} }
 
-func open(path, mode string, pragmas ...string) (*sql.DB, error) {
+func open(path, mode string) (*sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func open(path, mode string, pragmas ...string) (*sql.DB, error) {
 	if !strings.HasPrefix(abs, "/") {
 		abs = "/" + abs // a drive of Windows
 	}
-	q := url.Values{"mode": {mode}, "_pragma": append([]string{fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "cell_size_check(1)"}, pragmas...)}
+	q := url.Values{"mode": {mode}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "cell_size_check(1)"}}
 	u := url.URL{Scheme: "file", Path: abs, OmitHost: true, RawQuery: q.Encode()}
 	return sql.Open("sqlite", u.String())
 }
@@ -92,11 +92,24 @@ func (s *Store) Acquire(ctx context.Context) (epoch, last uint64, err error) {
 }
 
 func (s *Store) start(ctx context.Context) (err error) {
-	s.db, err = open(s.path, "rwc", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(0)")
-	if err != nil {
+	if s.db, err = open(s.path, "rwc"); err != nil {
 		return err
 	}
 	if s.conn, err = s.db.Conn(ctx); err != nil {
+		return err
+	}
+	// Another program's file is not even turned to a write-ahead log.
+	if _, err := schemaVersion(ctx, s.conn); err != nil {
+		return err
+	}
+	mode := ""
+	if err := s.conn.QueryRowContext(ctx, "PRAGMA auto_vacuum = incremental; PRAGMA journal_mode = wal").Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("no write-ahead log is possible here: the journal mode is %s", mode)
+	}
+	if _, err := s.conn.ExecContext(ctx, "PRAGMA synchronous = full; PRAGMA wal_autocheckpoint = 0"); err != nil {
 		return err
 	}
 	if err := migrate(ctx, s.conn); err != nil {
@@ -139,7 +152,7 @@ func (s *Store) missing(last, acknowledged uint64) error {
 	if last >= acknowledged {
 		return nil
 	}
-	return &ssmmp.StoreError{Place: fmt.Sprintf("events %d to %d", last+1, acknowledged), Reason: "acknowledged, and missing"}
+	return &ssmmp.StoreError{Place: fmt.Sprintf("events %d to %d", last+1, acknowledged), Reason: fmt.Sprintf("acknowledged, and missing; a start without %s-lock goes on without them", s.path)}
 }
 
 // fault says in which store something failed, and what of it a program can act on.
@@ -157,10 +170,25 @@ func (s *Store) fault(op string, err error) error {
 		return &ssmmp.StoreError{Store: s.path, Place: "database", Reason: err.Error()}
 	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY:
 		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreFull, err)
+	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
+		err = errors.Join(err, usable(s.path))
 	case sqlite3.SQLITE_IOERR:
 		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreFailed, err)
 	}
 	return fmt.Errorf("sqlitestore: %s: %s: %w", s.path, op, err)
+}
+
+// usable says why a file cannot be used, where that can be told without opening
+// it: closing it again would take SQLite's locks away.
+func usable(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return &os.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	}
+	return access(path)
 }
 
 // write calls f for the Manager that holds the store. The context ends the
