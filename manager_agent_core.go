@@ -138,10 +138,18 @@ func (c *ManagerCore) settle(a *agent, running []InstanceID, another bool) {
 				a.strangers = map[InstanceID]bool{}
 			}
 			a.strangers[id] = true
-			c.killStranger(a, id)
+			a.toKill = append(a.toKill, id)
 		}
 	}
-	maps.DeleteFunc(a.strangers, func(id InstanceID, _ bool) bool { return !runs[id] })
+	gone := func(id InstanceID) bool { return !runs[id] }
+	maps.DeleteFunc(a.strangers, func(id InstanceID, _ bool) bool { return gone(id) })
+	a.toKill = slices.DeleteFunc(a.toKill, gone)
+	for _, x := range slices.Clone(a.exchanges) {
+		if m, ok := x.msg.(*HardShutdownRequest); ok && m.ServiceName == unknownName && gone(m.ServiceInstanceID) {
+			c.forget(x)
+		}
+	}
+	c.killStrangers(a)
 	for _, i := range slices.Clone(a.instances) {
 		switch {
 		case runs[i.id]:
@@ -154,6 +162,18 @@ func (c *ManagerCore) settle(a *agent, running []InstanceID, another bool) {
 		default:
 			c.ended(i, StatusGone, "not running when its agent came back")
 		}
+	}
+}
+
+// maxKills bounds the strangers that an agent is asked to kill at once: an agent
+// may claim to run more than it ever could.
+const maxKills = 64
+
+func (c *ManagerCore) killStrangers(a *agent) {
+	for len(a.toKill) > 0 && len(a.strangers)-len(a.toKill) < maxKills {
+		id := a.toKill[0]
+		a.toKill = a.toKill[1:]
+		c.killStranger(a, id)
 	}
 }
 
@@ -172,6 +192,7 @@ func (c *ManagerCore) killStranger(a *agent, id InstanceID) {
 			if delete(a.strangers, id); len(a.strangers) == 0 {
 				c.restore()
 			}
+			c.killStrangers(a)
 		})
 }
 
@@ -255,6 +276,7 @@ func (c *ManagerCore) lose(a *agent) {
 	}
 	a.exchanges = nil
 	clear(a.strangers)
+	a.toKill = nil
 	for _, i := range slices.Clone(a.instances) {
 		c.ended(i, StatusSessionBroken, "its agent is lost")
 	}

@@ -179,7 +179,7 @@ func (c *ManagerCore) termination(a *agent, m *TerminationInfo) {
 		return
 	}
 	cause, status := "terminated by its business logic", StatusOK
-	exit := m.Extension(extExit)
+	exit := clip(m.Extension(extExit))
 	if exit != "" {
 		if cause = "exit " + exit; exit != "0" {
 			status = StatusFailed

@@ -116,6 +116,7 @@ type agent struct {
 	instances []*instance // not ended, in the order of their ids
 	ports     portTable
 	strangers map[InstanceID]bool // run there and should not; being killed
+	toKill    []InstanceID        // of these, which it was not asked to kill yet
 	exchanges []*exchange         // requests that wait for its response, in the order of their ids
 
 	here         bool // registered and not away since; after a recovery it may be so without a connection

@@ -475,6 +475,57 @@ func TestManagerStrangers(t *testing.T) {
 	}
 }
 
+// An agent that says again and again that it runs many others than before makes
+// the Manager keep no more for it than the last time.
+func TestManagerManyStrangers(t *testing.T) {
+	t.Parallel()
+	c, say, _ := sessionCore(t)
+	node := netip.MustParseAddr("10.0.0.1")
+	const many = 1000
+	var kills []*HardShutdownRequest
+	for n := range ConnID(20) {
+		c.Step(ManagerInput{Kind: ManagerInputLost, Conn: n + 1})
+		kills = kills[:0]
+		for _, o := range say(n+2, registerLine(1, node, "A, B, C", fmt.Sprintf(" ~ x_agent: one ~ x_instances: 1, %d%s", 1_000_000*(n+1), strings.Repeat(", +1", many-1)))) {
+			if m, ok := o.Msg.(*HardShutdownRequest); ok {
+				kills = append(kills, m)
+			}
+		}
+		if n := len(c.exchanges); len(kills) != maxKills || n > maxKills+10 {
+			t.Fatalf("asked to kill %d, with %d requests under way", len(kills), n)
+		}
+	}
+	killed := map[InstanceID]bool{}
+	for ; len(kills) > 0; kills = kills[1:] {
+		killed[kills[0].ServiceInstanceID] = true
+		for _, o := range say(21, fmt.Sprintf("type: hard_shutdown_response ~ message_id: %d ~ sub_type: agent_to_Manager ~ service_instance_id: %d ~ status: 200", kills[0].MessageID, kills[0].ServiceInstanceID)) {
+			if m, ok := o.Msg.(*HardShutdownRequest); ok {
+				kills = append(kills, m)
+			}
+		}
+	}
+	if a := c.byAddr[node]; len(killed) != many || len(a.strangers) != 0 || len(a.toKill) != 0 {
+		t.Errorf("%d of %d were killed, and %d are left", len(killed), many, len(a.strangers))
+	}
+}
+
+// What an instance says of its end is kept for ever: a word, and not a line full.
+func TestManagerLongExit(t *testing.T) {
+	t.Parallel()
+	c, _, _ := sessionCore(t)
+	_, events := c.Step(ManagerInput{Kind: ManagerInputMessage, Conn: 1, Msg: messageOf(t, "type: service_instance_termination_info ~ message_id: 9 ~ sub_type: agent_to_Manager ~ "+
+		"service_name: B ~ service_instance_id: 2 ~ service_instance_network_address: 10.0.0.1 ~ x_exit: "+strings.Repeat("x", 60_000))})
+	for _, ev := range events {
+		if ev.Kind == EventInstanceEnded && len(ev.Cause) < 300 {
+			return
+		}
+		if len(ev.Cause) >= 300 {
+			t.Errorf("the history has %d bytes of it", len(ev.Cause))
+		}
+	}
+	t.Error("it did not end")
+}
+
 // An agent's instances may be more than ids fit into a line.
 func TestInstanceList(t *testing.T) {
 	t.Parallel()
