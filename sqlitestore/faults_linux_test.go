@@ -257,7 +257,7 @@ func TestSyncFails(t *testing.T) {
 			if err := w.cmd.Wait(); err != nil {
 				t.Fatal("the writer under strace: ", err)
 			}
-			if last == 0 || failures != 20 || after != 0 {
+			if last == 0 || failures < 20 || after != 0 { // and of a checkpoint before
 				t.Errorf("%d acknowledged, then %d failures, and %d commits acknowledged after the first of them", last, failures, after)
 			}
 			checkHistory(t, path, last)
