@@ -11,7 +11,9 @@
 //
 // Beside FILE stand FILE-wal and FILE-shm, which are SQLite's, and FILE-lock. The
 // lock on the latter says that a Manager has acquired the store; its text says
-// which one, and up to which event it has acknowledged. A copy of a store is a
+// which one, and up to which event it has acknowledged. With bounds for what is
+// kept there is also FILE-reserve, of 8 MiB: room to forget something once the
+// disk is full. A copy of a store is a
 // copy of FILE, FILE-wal and FILE-lock while no Manager has it, or what
 // "sqlite3 FILE '.backup COPY'" makes at any time.
 //

@@ -221,6 +221,84 @@ func TestDiskFull(t *testing.T) {
 	checkHistory(t, filepath.Join(copyDir(t, dir), "manager.db"), last)
 }
 
+// On a full disk the store forgets what it need not keep, and goes on in the room
+// that this makes.
+func TestDiskFullForgets(t *testing.T) {
+	t.Parallel()
+	needRoot(t, "to mount a disk that is soon full")
+	dir := t.TempDir()
+	mount(t, dir, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
+	path := filepath.Join(dir, "manager.db")
+	s := sqlitestore.New(path)
+	defer s.Close()
+	if _, _, err := s.Acquire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	last := uint64(0)
+	fill := func(limit uint64) error {
+		for last < limit {
+			batch := make([]ssmmp.Event, 40)
+			for i := range batch {
+				batch[i] = writerEvent(last + 1 + uint64(i))
+			}
+			if err := s.Append(t.Context(), batch); err != nil {
+				return err
+			}
+			last += uint64(len(batch))
+			if last%4000 != 0 {
+				continue
+			}
+			if err := s.Checkpoint(t.Context(), last, nil); err != nil {
+				return err
+			}
+			if err := s.Retain(t.Context(), ssmmp.Retention{Before: time.Unix(1, 0)}); err != nil { // nothing is so old
+				return err
+			}
+		}
+		return nil
+	}
+	for range 3 {
+		before := last
+		if err := fill(last + 1_000_000); !errors.Is(err, ssmmp.ErrStoreFull) {
+			t.Fatalf("after event %d: %v", last, err)
+		}
+		// Another program takes the rest, to the last byte.
+		other, err := os.Create(filepath.Join(dir, "other"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for block := make([]byte, 4096); err == nil; {
+			_, err = other.Write(block)
+		}
+		other.Close()
+		if err := fill(last + 1); !errors.Is(err, ssmmp.ErrStoreFull) {
+			t.Fatalf("with no byte left: %v", err)
+		}
+		if err := s.Retain(t.Context(), ssmmp.Retention{Before: time.Unix(int64(before+(last-before)/2), 0)}); err != nil {
+			t.Fatalf("after event %d: %v", last, err)
+		}
+		n := uint64(0)
+		for ev, err := range s.Query(t.Context(), ssmmp.EventQuery{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n++; n == 1 {
+				t.Logf("at event %d the history begins with %d", last, ev.Seq)
+				n = ev.Seq
+			}
+			if ev.Seq != n {
+				t.Fatalf("event %d, want %d", ev.Seq, n)
+			}
+		}
+		if n != last {
+			t.Fatalf("the history ends with event %d, acknowledged were %d", n, last)
+		}
+	}
+	if err := fill(last + 4000); err != nil {
+		t.Fatalf("in the room that was made: %v", err)
+	}
+}
+
 // After an fsync that failed nothing is acknowledged any more, though the next
 // one would succeed: nobody knows what is on the disk.
 func TestSyncFails(t *testing.T) {

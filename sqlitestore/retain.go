@@ -2,10 +2,12 @@ package sqlitestore
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 
 	"github.com/ssmmp/ssmmp"
 )
@@ -17,6 +19,58 @@ const removedRows, vacuumPages = 64, 512
 // Retain implements ssmmp.Store. MaxBytes is about the size of the file after
 // it: what is free in it is given back.
 func (s *Store) Retain(ctx context.Context, r ssmmp.Retention) error {
+	s.retaining.Lock()
+	defer s.retaining.Unlock()
+	err := s.retain(ctx, r)
+	if errors.Is(err, ssmmp.ErrStoreFull) && os.Remove(s.path+"-reserve") == nil {
+		// First the write-ahead log, whose room is worth as much again.
+		if err = s.write(ctx, "retain", s.emptyWAL); err == nil {
+			err = s.retain(ctx, r)
+		}
+		if err == nil {
+			err = s.write(ctx, "retain", s.emptyWAL)
+		}
+	}
+	if err == nil {
+		s.reserve()
+	}
+	return err
+}
+
+// reserveSize is the size of a file beside the database that is worth nothing but
+// the room it takes. On a full disk there is none even to forget, for what is
+// removed goes to the write-ahead log first; and moving that to the database may
+// take as much as it has: walLimit, and what was left when that was tried.
+const reserveSize = 2 * walLimit
+
+// reserve makes the reserve, where there is room for it.
+func (s *Store) reserve() {
+	path := s.path + "-reserve"
+	if info, err := os.Stat(path); err == nil && info.Size() >= reserveSize {
+		return
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return
+	}
+	block := make([]byte, 1<<16)
+	rand.Read(block) // for file systems that give room to nothing else
+	for n := 0; n < reserveSize && err == nil; n += len(block) {
+		_, err = f.Write(block)
+	}
+	if errors.Join(err, f.Close()) != nil {
+		os.Remove(path) // what comes next needs the room
+	}
+}
+
+// emptyWAL moves all of the write-ahead log to the database, and gives back its
+// room.
+func (s *Store) emptyWAL(ctx context.Context) error {
+	_, err := s.conn.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	return err
+}
+
+func (s *Store) retain(ctx context.Context, r ssmmp.Retention) error {
 	err := s.write(ctx, "retain", func(ctx context.Context) error {
 		cut, err := s.cut(ctx, r)
 		if err != nil || cut == 0 {

@@ -46,6 +46,8 @@ type Store struct {
 	wal    int   // bytes written since the last move of the write-ahead log
 	buf    []byte
 
+	retaining sync.Mutex // held by Retain, before mu
+
 	readMu sync.Mutex // guards reader
 	reader *sql.DB    // nil until something is read
 }
