@@ -22,14 +22,7 @@ type GraphFileError struct {
 }
 
 func (e *GraphFileError) Error() string {
-	s := "ssmmp: graph file: "
-	if e.Line > 0 {
-		s += fmt.Sprintf("%d:%d: ", e.Line, e.Column)
-	}
-	if e.Field != "" {
-		s += e.Field + ": "
-	}
-	return s + e.Reason
+	return fileFault("graph", e.Line, e.Column, e.Field, e.Reason)
 }
 
 // ReadGraph reads a graph in its JSON form and validates it. It reads to the
@@ -182,7 +175,7 @@ func writeLines[T any](b *bytes.Buffer, field string, items []T, write func(T)) 
 	b.WriteByte(']')
 }
 
-// separator is what stands before the item i of an array on one line.
+// listSeparator is what stands before the item i of an array on one line.
 func listSeparator(i int) string {
 	if i == 0 {
 		return ""

@@ -133,10 +133,10 @@ func ParseLaunch(args []string, lookup func(string) (string, bool)) (Launch, err
 		return fault("plug_configuration", args[4], err)
 	}
 	l.Agent = defaultAgent(l.Address)
-	if v, ok := lookup("SSMMP_AGENT"); ok && v != "" {
+	if v, ok := lookup(envAgent); ok && v != "" {
 		l.Agent = v
 	}
-	l.Secret, _ = lookup("SSMMP_SECRET")
+	l.Secret, _ = lookup(envSecret)
 	return l, nil
 }
 

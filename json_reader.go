@@ -13,6 +13,18 @@ import (
 // a key that the object does not have.
 var errUnknownField = errors.New("unknown field")
 
+// fileFault is the text of a fault in a file of that kind.
+func fileFault(kind string, line, column int, field, reason string) string {
+	s := "ssmmp: " + kind + " file: "
+	if line > 0 {
+		s += fmt.Sprintf("%d:%d: ", line, column)
+	}
+	if field != "" {
+		s += field + ": "
+	}
+	return s + reason
+}
+
 // A jsonReader walks the tokens of a file in JSON. Unlike json.Unmarshal it
 // refuses a key given twice or in another case, and knows where it is.
 type jsonReader struct {

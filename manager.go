@@ -287,18 +287,18 @@ func (m *Manager) Serve(ctx context.Context, ln net.Listener) error {
 func (m *Manager) closeError() error { return cmp.Or(m.failure, ErrClosed) }
 
 // serve runs an accept loop until done is closed: each connection is opened,
-// and then handled beside the others. It backs off while accepting
-// fails: whoever is out of descriptors has enough to do.
+// and then handled beside the others. It backs off while accepting fails:
+// whoever is out of descriptors has enough to do.
 func serve(ln net.Listener, done <-chan struct{}, wg *sync.WaitGroup, log hclog.Logger, open func(net.Conn) *link, handle func(*link)) error {
 	stop := make(chan struct{})
 	defer close(stop)
-	go func() {
+	wg.Go(func() {
 		select {
 		case <-done:
 		case <-stop:
 		}
 		ln.Close()
-	}()
+	})
 	for wait := time.Duration(0); ; {
 		conn, err := ln.Accept()
 		if err == nil {
@@ -474,8 +474,8 @@ func (m *Manager) call(ctx context.Context, cmd any) error {
 // Deploy executes the API Gateways of a graph, by its name, and returns when
 // they are ready, which may be a moment before they listen; everything else is
 // started by the first dial to it. When ctx ends before, the error says what is
-// lacking; the graph stays deployed, and its gateways start when they can. A deployed gateway that ends, by itself or
-// through Shutdown, is started again.
+// lacking; the graph stays deployed, and its gateways start when they can. A
+// deployed gateway that ends, by itself or through Shutdown, is started again.
 func (m *Manager) Deploy(ctx context.Context, graph string) error {
 	err := m.call(ctx, DeployCommand{graph})
 	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {

@@ -10,8 +10,8 @@ import (
 
 // What a program asks of a Manager's history, and of that in any Store.
 
-// An EventReader has a history: a Store, or a Manager by its methods of the same
-// meaning.
+// An EventReader has a history that can be asked, by StateAt, StateAtTime and
+// Explain. Every Store is one; a Manager has methods of these names.
 type EventReader interface {
 	// Replay yields what gives the state after the event upTo, or after the
 	// last one if upTo is 0: the events of the newest checkpoint up to there,

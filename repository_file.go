@@ -24,14 +24,7 @@ type RepositoryFileError struct {
 }
 
 func (e *RepositoryFileError) Error() string {
-	s := "ssmmp: repository file: "
-	if e.Line > 0 {
-		s += fmt.Sprintf("%d:%d: ", e.Line, e.Column)
-	}
-	if e.Field != "" {
-		s += e.Field + ": "
-	}
-	return s + e.Reason
+	return fileFault("repository", e.Line, e.Column, e.Field, e.Reason)
 }
 
 // ReadRepository reads a repository file. It reads to the end of r, or to just

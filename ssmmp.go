@@ -110,7 +110,8 @@ var (
 	ErrRefused = errors.New("ssmmp: refused by the Manager")
 	// ErrStartTimeout: the destination was started and was not ready in time.
 	ErrStartTimeout = errors.New("ssmmp: destination not ready in time")
-	// ErrUnavailable: no node has the resources to execute the destination.
+	// ErrUnavailable: the destination cannot be had now. No node can execute
+	// it, or has room for it, or none of its instances could be dialled.
 	ErrUnavailable = errors.New("ssmmp: destination unavailable")
 	// ErrPortTaken: another program holds a port that an instance was given. A
 	// Launcher whose error wraps it has the instance executed anew, on others.

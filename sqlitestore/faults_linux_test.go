@@ -161,7 +161,7 @@ func mount(t *testing.T, dir string, args ...string) {
 }
 
 // When the disk is full the store says so, loses nothing, can be read, and goes
-// on with the same events when there is room (RELIABILITY of a disk that is full).
+// on with the same events when there is room.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	needRoot(t, "to mount a disk that is soon full")

@@ -128,7 +128,7 @@ func (s *Store) start(ctx context.Context) (err error) {
 		return err
 	}
 	// What a crash left of a checkpoint is of no use.
-	if _, err := s.conn.ExecContext(ctx, "DELETE FROM checkpoint WHERE seq NOT IN (SELECT seq FROM checkpoint GROUP BY seq HAVING count(*) = max(parts))"); err != nil {
+	if _, err := s.conn.ExecContext(ctx, "DELETE FROM checkpoint WHERE seq NOT IN ("+completeCheckpoints+")"); err != nil {
 		return err
 	}
 	host, _ := os.Hostname()

@@ -225,8 +225,9 @@ func (f *Faults) Reset(a, b Hosts) {
 }
 
 // Freeze stops hosts, as a virtual machine is paused: what they call on their
-// connections and listeners does not return, but at a deadline and by Close, and nothing reaches them,
-// until Thaw or Heal. The goroutines of their programs go on.
+// connections and listeners does not return, but at a deadline and by Close,
+// and nothing reaches them, until Thaw or Heal. The goroutines of their programs
+// go on.
 func (f *Faults) Freeze(hosts Hosts) {
 	f.each(hosts, func(h *faultHostState) { h.frozen = true })
 }

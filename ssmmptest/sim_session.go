@@ -350,7 +350,7 @@ func (e *simSessionEnd) ending() {
 	e.p.s.after(&e.p.simActor, e.p.rand.between(0, 5*time.Millisecond), func() { e.close(status) })
 }
 
-// breakSession resets a session at both ends.
+// reset breaks a session at both ends.
 func (x *simSession) reset() {
 	for _, e := range x.ends {
 		e.p.s.after(&e.p.simActor, e.p.rand.between(0, 3*time.Millisecond), func() { e.close(ssmmp.StatusSessionBroken) })
