@@ -80,17 +80,20 @@ func readRows(ctx context.Context, db executor, which string, args ...any) ([]fu
 	return readColumns(ctx, db, "record", which, args...)
 }
 
-// readChunk reads rows, and the number of the first event that is kept.
-func readChunk(ctx context.Context, db *sql.DB, first *uint64, record, which string, args ...any) ([]fullRow, error) {
+// readChunk returns the next rows, from the one on that holds the event which is
+// the last of args, and the number of the first event that is kept.
+func readChunk(ctx context.Context, db *sql.DB, record string, args ...any) (rows []fullRow, first uint64, err error) {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer tx.Rollback()
-	if *first, err = firstKept(ctx, tx); err != nil {
-		return nil, err
+	if first, err = firstKept(ctx, tx); err != nil {
+		return nil, 0, err
 	}
-	return readColumns(ctx, tx, record, which, args...)
+	// The row that holds an event is the last one that begins at or before it.
+	rows, err = readColumns(ctx, tx, record, fmt.Sprintf("WHERE first >= coalesce((SELECT max(first) FROM log WHERE first <= ?), 0) ORDER BY first LIMIT %d", chunkRows), args...)
+	return rows, first, err
 }
 
 func readColumns(ctx context.Context, db executor, record, which string, args ...any) (list []fullRow, err error) {
@@ -150,10 +153,7 @@ func (s *Store) log(ctx context.Context, db *sql.DB, after, upTo uint64, q *ssmm
 			record, args = "CASE WHEN since < ? THEN "+record+" END", append([]any{nano(q.To)}, args...)
 		}
 		for upTo == 0 || after < upTo {
-			var first uint64
-			// The row that holds the next event is the last one that begins at or before it.
-			rows, err := readChunk(ctx, db, &first, record, "WHERE first >= coalesce((SELECT max(first) FROM log WHERE first <= ?), 0) ORDER BY first LIMIT ?",
-				append(args, int64(after+1), chunkRows)...)
+			rows, first, err := readChunk(ctx, db, record, append(args, int64(after+1))...)
 			if err != nil {
 				yield(nil, err)
 				return
