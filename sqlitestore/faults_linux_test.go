@@ -275,6 +275,12 @@ func TestDiskFullForgets(t *testing.T) {
 		if err := fill(last + 1); !errors.Is(err, ssmmp.ErrStoreFull) {
 			t.Fatalf("with no byte left: %v", err)
 		}
+		if before > 0 { // not the first time: so would a Manager that was started now
+			s.Close()
+			if _, _, err := s.Acquire(t.Context()); err != nil {
+				t.Fatalf("with no byte left: %v", err)
+			}
+		}
 		if err := s.Retain(t.Context(), ssmmp.Retention{Before: time.Unix(int64(before+(last-before)/2), 0)}); err != nil {
 			t.Fatalf("after event %d: %v", last, err)
 		}

@@ -81,16 +81,21 @@ func (s *Store) Acquire(ctx context.Context) (epoch, last uint64, err error) {
 	if s.lock != nil {
 		return 0, 0, fmt.Errorf("sqlitestore: %s is held by this process: %w", s.path, ssmmp.ErrStoreInUse)
 	}
-	l, err := lock(ctx, s.path+"-lock")
-	if err != nil {
-		return 0, 0, err
-	}
-	s.lock, s.failed, s.wal = l, nil, 0
-	if err := s.start(ctx); err != nil {
+	for {
+		l, err := lock(ctx, s.path+"-lock")
+		if err != nil {
+			return 0, 0, err
+		}
+		s.lock, s.failed, s.wal = l, nil, 0
+		if err = s.start(ctx); err == nil {
+			return s.epoch, s.last, nil
+		}
 		s.stop()
-		return 0, 0, s.fault("acquire", err)
+		// On a full disk there is the reserve.
+		if err = s.fault("acquire", err); !errors.Is(err, ssmmp.ErrStoreFull) || os.Remove(s.path+"-reserve") != nil {
+			return 0, 0, err
+		}
 	}
-	return s.epoch, s.last, nil
 }
 
 func (s *Store) start(ctx context.Context) (err error) {
