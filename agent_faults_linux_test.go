@@ -1,6 +1,7 @@
 package ssmmp
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // record waits until an instance of a service is noted as ok wants it, and
@@ -167,6 +170,31 @@ func TestAgentStateLocked(t *testing.T) {
 		t.Errorf("a second agent: %v, %s", err, out)
 	}
 	s.end()
+}
+
+// What is no file, or has no end, is not read: the agent does not start.
+func TestAgentStateStrange(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{recordName(8), stateSelf, stateEnded} {
+		for what, create := range map[string]func(path string) error{
+			"a pipe":        func(path string) error { return syscall.Mkfifo(path, 0o600) },
+			"a link":        func(path string) error { return os.Symlink("/dev/zero", path) },
+			"a file of 1 T": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40)) },
+		} {
+			dir := t.TempDir()
+			path := filepath.Join(dir, name)
+			if err := create(path); err != nil {
+				t.Fatal(err)
+			}
+			s, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
+			if err == nil {
+				s.close()
+			}
+			if err == nil || !strings.Contains(err.Error(), path+": no file of an agent") {
+				t.Errorf("%s is %s: %v", name, what, err)
+			}
+		}
+	}
 }
 
 // Out of descriptors an agent executes nothing more, and says so; what runs

@@ -275,6 +275,19 @@ func TestAgentStateEnded(t *testing.T) {
 		}
 		s.close()
 	}
+	s, err := openAgentState(t.Context(), dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	for id := range InstanceID(endedKept) {
+		if err := s.noteEnded(1_000_000 + id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if written, err := os.ReadFile(path); err != nil || bytes.Count(written, []byte("\n")) != endedKept || !bytes.HasPrefix(written, []byte("1000000\n")) {
+		t.Errorf("as many again leave %d, %v", bytes.Count(written, []byte("\n")), err)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "instance-5.new")); err == nil {
 		t.Error("a file that was being written is left")
 	}

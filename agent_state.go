@@ -149,7 +149,7 @@ func (s *agentState) load() error {
 }
 
 func (s *agentState) loadEnded() error {
-	b, err := os.ReadFile(filepath.Join(s.dir, stateEnded))
+	b, err := s.readFile(stateEnded)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -164,12 +164,26 @@ func (s *agentState) loadEnded() error {
 		return nil
 	}
 	s.ended = append(s.ended, s.damaged...)
-	s.ended = s.ended[max(0, len(s.ended)-endedKept):]
+	return s.writeEnded()
+}
+
+// writeEnded writes the list of the ended anew, as long as it need be.
+func (s *agentState) writeEnded() error {
+	s.ended = slices.Clone(s.ended[max(0, len(s.ended)-endedKept):])
 	var list []byte
 	for _, id := range s.ended {
 		list = append(strconv.AppendInt(list, int64(id), 10), '\n')
 	}
 	return s.replace(stateEnded, list)
+}
+
+// noteEnded adds to the list of the ended, which never gets twice as long as it
+// need be.
+func (s *agentState) noteEnded(id InstanceID) error {
+	if s.ended = append(s.ended, id); len(s.ended) >= 2*endedKept {
+		return s.writeEnded()
+	}
+	return appendLine(filepath.Join(s.dir, stateEnded), strconv.FormatInt(int64(id), 10))
 }
 
 // check reports what is wrong with a record that was read.
@@ -278,7 +292,7 @@ func (s *agentState) forget(id InstanceID, ran bool) {
 	delete(s.records, id)
 	var err error
 	if ran {
-		err = appendLine(filepath.Join(s.dir, stateEnded), strconv.FormatInt(int64(id), 10))
+		err = s.noteEnded(id)
 	}
 	if err == nil {
 		err = os.Remove(filepath.Join(s.dir, recordName(id)))
@@ -332,9 +346,24 @@ func (s *agentState) replace(name string, contents []byte) error {
 	return syncDir(s.dir)
 }
 
+// maxStateFile is more than any file of an agent's state has, in bytes.
+const maxStateFile = 64 << 20
+
+// readFile reads a file, and nothing that might be without an end.
+func (s *agentState) readFile(name string) ([]byte, error) {
+	path := filepath.Join(s.dir, name)
+	switch info, err := os.Lstat(path); {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular() || info.Size() > maxStateFile:
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("no file of an agent: %v, %d bytes", info.Mode(), info.Size())}
+	}
+	return os.ReadFile(path)
+}
+
 // read reads what write wrote.
 func (s *agentState) read(name string, v any) error {
-	b, err := os.ReadFile(filepath.Join(s.dir, name))
+	b, err := s.readFile(name)
 	if err != nil {
 		return err
 	}
