@@ -19,7 +19,7 @@ type client struct {
 	conn    io.ReadWriteCloser
 	request []byte // and message_id at requestID
 	ack     []byte // and its message_id at ackID, its source_plug_port at portAt
-	closing []byte // and its source_plug_port at closeAt
+	closing []byte // and its message_id at closeID, its source_plug_port at closeAt
 	ackID   int
 	portAt  int
 	closeAt int
@@ -47,8 +47,8 @@ const (
 	closeHead    = "type: source_service_session_close_info ~ message_id: "
 	portKey      = " ~ source_plug_port: "
 
-	requestID, responseID = len(requestHead), len(responseHead)
-	kindAt                = len("type: session_") // 'r' of a request, 'a' of an acknowledgment
+	requestID, responseID, closeID = len(requestHead), len(responseHead), len(closeHead)
+	kindAt                         = len("type: session_") // 'r' of a request, 'a' of an acknowledgment
 
 	// responseLine is what a relay answers: as long as what a Manager does.
 	responseLine = responseHead + "00000000000000 ~ sub_type: agent_to_service ~ source_service_name: c000" +
@@ -73,10 +73,10 @@ func newClient(conn io.ReadWriteCloser, n, of int, instance int64, serverName st
 		"%s%s ~ dest_socket_new_port: %d ~ status: 200\n", ackHead, id, service, instance, portKey, port, socketPort)
 	c.ackID = len(ackHead)
 	c.portAt = bytes.Index(c.ack, []byte(portKey)) + len(portKey)
-	c.closing = fmt.Appendf(nil, "%s1 ~ sub_type: source_service_to_agent ~ source_service_name: %s ~ source_service_instance_id: %d"+
+	c.closing = fmt.Appendf(nil, "%s%s ~ sub_type: source_service_to_agent ~ source_service_name: %s ~ source_service_instance_id: %d"+
 		" ~ source_service_instance_network_address: 127.0.0.1 ~ source_plug_name: P1%s%s ~ dest_service_name: %s"+
 		" ~ dest_service_instance_id: %d ~ dest_service_instance_network_address: 127.0.0.1 ~ dest_socket_name: S1"+
-		" ~ dest_socket_port: %d ~ dest_socket_new_port: %d ~ status: 111\n", closeHead, service, instance, portKey, port, serverName, server, socketPort, socketPort)
+		" ~ dest_socket_port: %d ~ dest_socket_new_port: %d ~ status: 111\n", closeHead, id, service, instance, portKey, port, serverName, server, socketPort, socketPort)
 	c.closeAt = bytes.Index(c.closing, []byte(portKey)) + len(portKey)
 	return c
 }
@@ -172,6 +172,8 @@ func (c *client) refuse(id []byte) error {
 
 // ends reports the end of the session from a port.
 func (c *client) ends(port int) error {
+	c.id++
+	strconv.AppendInt(c.closing[:closeID], c.id, 10)
 	strconv.AppendInt(c.closing[:c.closeAt], int64(port), 10)
 	_, err := c.conn.Write(c.closing)
 	return err
