@@ -2,6 +2,7 @@ package ssmmp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -219,7 +220,7 @@ func (s *agentState) list() []InstanceRecord {
 	for _, r := range s.records {
 		all = append(all, *r)
 	}
-	slices.SortFunc(all, func(a, b InstanceRecord) int { return int(a.Launch.ID - b.Launch.ID) })
+	slices.SortFunc(all, func(a, b InstanceRecord) int { return cmp.Compare(a.Launch.ID, b.Launch.ID) })
 	return all
 }
 

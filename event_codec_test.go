@@ -48,7 +48,7 @@ func sessionEvents(first uint64, n int) []Event {
 	at := time.Unix(1_790_000_000, 0).UTC()
 	for i := range events {
 		events[i] = Event{Seq: first + uint64(i), Time: at.Add(time.Duration(i) * time.Microsecond), Kind: EventSessionOffered + EventKind(i%3),
-			Graph: "social", Service: "posts", Node: node, Session: SessionID(1<<32 + i/3), Source: 1_790_000_000_000, Destination: 1_790_000_000_001,
+			Graph: "social", Service: "posts", Node: node, Session: 1<<32 + SessionID(i/3), Source: 1_790_000_000_000, Destination: 1_790_000_000_001,
 			Plug: "P6", Socket: "S4", MessageID: 1<<33 + int64(i/3)}
 	}
 	return events

@@ -58,7 +58,7 @@ func BenchmarkRecovery(b *testing.B) {
 	}
 	for n := range sessions {
 		ev := ssmmp.Event{Kind: ssmmp.EventSessionOffered, Source: ssmmp.InstanceID(n%gateways + 1), Destination: ssmmp.InstanceID(gateways + 1 + n%(instances-gateways)),
-			Plug: "P1", Socket: "S1", MessageID: int64(n + 1), Session: ssmmp.SessionID(1<<32 + n + 1)}
+			Plug: "P1", Socket: "S1", MessageID: int64(n + 1), Session: 1<<32 + ssmmp.SessionID(n+1)}
 		add(ev)
 		ev.Kind, ev.PlugPort, ev.NewPort = ssmmp.EventSessionOpened, uint16(n%60_000+1), 54000
 		add(ev)
