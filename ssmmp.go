@@ -173,8 +173,9 @@ const (
 	defaultIdleAfter      = 5 * time.Minute  // without a session, until shut down
 )
 
-// longestTime bounds the times of a configuration: so no sum of them overflows.
-const longestTime = 100 * 365 * 24 * time.Hour
+// longestTime bounds the times of a configuration: so neither a sum of them
+// overflows nor a few times one of them.
+const longestTime = 10 * 365 * 24 * time.Hour
 
 // A timeField is a field of a configuration that holds a time.
 type timeField struct {
@@ -188,7 +189,7 @@ func timeFaults(fault func(field string, value any, why string), fields ...timeF
 		if f.value < 0 {
 			fault(f.name, f.value, "negative")
 		} else if f.value > longestTime {
-			fault(f.name, f.value, "longer than 100 years")
+			fault(f.name, f.value, "longer than 10 years")
 		}
 	}
 }
