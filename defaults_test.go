@@ -43,12 +43,12 @@ func TestFixedPoints(t *testing.T) {
 // Every fault of a configuration is reported, at once.
 func TestManagerConfigFaults(t *testing.T) {
 	t.Parallel()
-	cfg := ManagerConfig{KeepBytes: -1 << 40, HealthMisses: -1, KeepFor: -1, StormBrake: 2, FirstPort: 2, LastPort: 1, FirstMessage: ownIDs, FirstInstance: math.MaxInt64}
+	cfg := ManagerConfig{KeepBytes: -1 << 40, HealthMisses: -1, KeepFor: -1, QuickEnd: -1, QuickEnds: -1, BackOffFrom: time.Minute, BackOffTo: time.Second, StormBrake: 2, FirstPort: 2, LastPort: 1, FirstMessage: ownIDs, FirstInstance: math.MaxInt64}
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no fault")
 	}
-	for _, field := range []string{"Graphs", "KeepBytes: -1099511627776", "HealthMisses", "KeepFor", "StormBrake", "FirstPort", "FirstMessage", "FirstInstance"} {
+	for _, field := range []string{"Graphs", "KeepBytes: -1099511627776", "HealthMisses", "KeepFor", "QuickEnd:", "QuickEnds:", "BackOffTo", "StormBrake", "FirstPort", "FirstMessage", "FirstInstance"} {
 		if !strings.Contains(err.Error(), "ManagerConfig."+field) {
 			t.Errorf("%s is not among the faults:\n%v", field, err)
 		}

@@ -93,7 +93,8 @@
 //   - [ManagerConfig]: how long a start, a graceful shutdown, other requests and
 //     a granted session may take (StartTimeout, DrainTimeout, RequestTimeout,
 //     AckTimeout); when who is silent is given up (HealthPeriod, HealthMisses,
-//     LostAfter, StormBrake); when instances are shut down, or more of a service
+//     LostAfter, StormBrake), and how starts back off (QuickEnd, QuickEnds,
+//     BackOffFrom, BackOffTo); when instances are shut down, or more of a service
 //     started (IdleAfter, SessionsPerInstance, InstancesPerService); which ports
 //     and ids are given (FirstPort, LastPort, PortLinger, FirstInstance,
 //     FirstMessage); what is kept, and for how long (Store, Epoch, History,

@@ -54,6 +54,14 @@ type ManagerConfig struct {
 	// is replaced until enough of them are back. Agents that are lost already do
 	// not count. 0.55 by default; never if it is negative.
 	StormBrake float64
+	// QuickEnd and QuickEnds tell when the starts of a service back off: after so
+	// many instances in a row that could not be executed, or ended sooner after
+	// they were ready; 30 s and 3 by default.
+	QuickEnd  time.Duration
+	QuickEnds int
+	// BackOffFrom and BackOffTo bound the wait before the next start then, which
+	// doubles each time; 1 s and 60 s by default.
+	BackOffFrom, BackOffTo time.Duration
 	// IdleAfter is how long an instance may be without a session before it is
 	// shut down gracefully; 5 min by default, never if it is negative.
 	IdleAfter time.Duration
@@ -125,11 +133,11 @@ func (c *ManagerConfig) Validate() error {
 	timeFaults(fault, timeField{"StartTimeout", c.StartTimeout}, timeField{"DrainTimeout", c.DrainTimeout},
 		timeField{"RequestTimeout", c.RequestTimeout}, timeField{"AckTimeout", c.AckTimeout}, timeField{"HealthPeriod", c.HealthPeriod},
 		timeField{"LostAfter", c.LostAfter}, timeField{"IdleAfter", max(c.IdleAfter, 0)}, timeField{"PortLinger", c.PortLinger},
-		timeField{"KeepFor", c.KeepFor})
+		timeField{"KeepFor", c.KeepFor}, timeField{"QuickEnd", c.QuickEnd}, timeField{"BackOffFrom", c.BackOffFrom}, timeField{"BackOffTo", c.BackOffTo})
 	for _, n := range []struct {
 		field string
 		value int
-	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}, {"CheckpointAfter", c.CheckpointAfter}} {
+	}{{"HealthMisses", c.HealthMisses}, {"SessionsPerInstance", c.SessionsPerInstance}, {"InstancesPerService", c.InstancesPerService}, {"History", c.History}, {"CheckpointAfter", c.CheckpointAfter}, {"QuickEnds", c.QuickEnds}} {
 		if n.value < 0 {
 			fault(n.field, n.value, "negative")
 		}
@@ -145,6 +153,9 @@ func (c *ManagerConfig) Validate() error {
 	}
 	if c.FirstMessage < 0 || c.FirstMessage > ownIDs/2 {
 		fault("FirstMessage", c.FirstMessage, "not between 0 and 2^61: agents have ids from 2^62 on")
+	}
+	if c.BackOffTo > 0 && cmp.Or(c.BackOffFrom, time.Second) > c.BackOffTo {
+		fault("BackOffTo", c.BackOffTo, "less than BackOffFrom")
 	}
 	if first, last := cmp.Or(c.FirstPort, FirstSocketPort), cmp.Or(c.LastPort, LastSocketPort); first > last {
 		fault("FirstPort", first, fmt.Sprintf("above LastPort, %d", last))
@@ -173,6 +184,10 @@ func (c ManagerConfig) WithDefaults() ManagerConfig {
 	c.HealthMisses = cmp.Or(c.HealthMisses, 3)
 	c.LostAfter = cmp.Or(c.LostAfter, time.Minute)
 	c.StormBrake = cmp.Or(c.StormBrake, 0.55)
+	c.QuickEnd = cmp.Or(c.QuickEnd, 30*time.Second)
+	c.QuickEnds = cmp.Or(c.QuickEnds, 3)
+	c.BackOffFrom = cmp.Or(c.BackOffFrom, time.Second)
+	c.BackOffTo = cmp.Or(c.BackOffTo, max(time.Minute, c.BackOffFrom))
 	c.IdleAfter = cmp.Or(c.IdleAfter, defaultIdleAfter)
 	c.PortLinger = cmp.Or(c.PortLinger, time.Minute)
 	c.FirstPort = cmp.Or(c.FirstPort, FirstSocketPort)

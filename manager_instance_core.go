@@ -5,17 +5,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // The Manager's core, continued: the life of instances.
-
-const (
-	quickEnd    = 30 * time.Second // an instance that ends sooner counts as a quick end
-	quickEnds   = 3                // so many of them in a row, and starting backs off
-	backOffFrom = time.Second
-	backOffTo   = time.Minute
-)
 
 // start requests a new instance at a vertex and returns it, or the status that
 // says why none can be.
@@ -245,13 +237,17 @@ func startFailure(s Status) Status {
 // a part of evolve.
 func (c *ManagerCore) backOff(i *instance, end *Event) {
 	v, now := i.v, end.At
-	if i.ready != 0 && now-i.ready >= quickEnd || now-v.lastEnd > quickEnd+backOffTo {
+	if i.ready != 0 && now-i.ready >= c.cfg.QuickEnd || now-v.lastEnd > c.cfg.QuickEnd+c.cfg.BackOffTo {
 		v.quickEnds = 0
 	}
 	v.quickEnds++
 	v.lastEnd = now
-	if n := v.quickEnds - quickEnds; n >= 0 {
-		v.notBefore = now + min(backOffFrom<<min(n, 10), backOffTo)
+	if n := v.quickEnds - c.cfg.QuickEnds; n >= 0 {
+		wait := c.cfg.BackOffFrom
+		for ; n > 0 && wait < c.cfg.BackOffTo; n-- {
+			wait *= 2
+		}
+		v.notBefore = now + min(wait, c.cfg.BackOffTo)
 	}
 }
 

@@ -107,7 +107,17 @@ func TestManagerStormBrake(t *testing.T) {
 // back, from 1 s up to a minute, and the Snapshot says so, also after a restart.
 func TestManagerCrashLoop(t *testing.T) {
 	t.Parallel()
-	s := livenessCore(t, ManagerConfig{HealthPeriod: time.Hour}, 1)
+	crashLoop(t, ManagerConfig{}, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60)
+	crashLoop(t, ManagerConfig{QuickEnds: 1, BackOffFrom: 5 * time.Second, BackOffTo: 30 * time.Second}, 5, 10, 20, 30, 30, 30, 30, 30, 30, 30, 30)
+	crashLoop(t, ManagerConfig{QuickEnds: 12}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+}
+
+// crashLoop checks how many seconds lie between the starts of an instance that
+// cannot be executed.
+func crashLoop(t *testing.T, cfg ManagerConfig, want ...time.Duration) {
+	t.Helper()
+	cfg.HealthPeriod = time.Hour
+	s := livenessCore(t, cfg, 1)
 	var starts []time.Duration
 	seen := 0
 	for range 12 {
@@ -129,7 +139,6 @@ func TestManagerCrashLoop(t *testing.T) {
 	for n := 1; n < len(starts); n++ {
 		waits = append(waits, starts[n]-starts[n-1])
 	}
-	want := []time.Duration{0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60}
 	for n := range want {
 		want[n] *= time.Second
 	}

@@ -111,7 +111,7 @@ func (c *ManagerCore) Snapshot() Snapshot {
 		s.Graphs = append(s.Graphs, GraphStatus{Name: a.name, Retiring: a.retiring})
 		for _, v := range a.vertices {
 			known[v.service] = true
-			if v.quickEnds >= quickEnds && c.now-v.lastEnd <= quickEnd+backOffTo {
+			if v.quickEnds >= c.cfg.QuickEnds && c.now-v.lastEnd <= c.cfg.QuickEnd+c.cfg.BackOffTo {
 				s.BackOffs = append(s.BackOffs, BackOffStatus{a.name, v.name, v.service, v.quickEnds, max(0, v.notBefore-c.now)})
 			}
 		}
