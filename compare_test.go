@@ -1,8 +1,8 @@
 package ssmmp
 
 import (
-	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -118,20 +118,8 @@ func TestManagerComparesSessions(t *testing.T) {
 // does not stay open at the Manager; those that are open do.
 func TestMeshComparesSessions(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		g := nineGraph(t)
-		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 0)
+		s, lossy := lossyMesh(t)
 		defer s.close()
-		host, err := s.managers.(*MemHost).net.Host(nodeAddr.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		lossy := &swallowing{Transport: host, addr: s.address}
-		repo := s.repository(g)
-		for i := range repo {
-			repo[i].Launcher = FuncLauncher(func(ctx context.Context, l Launch) error { return s.serveTest(ctx, l, host) })
-		}
-		s.addNode(nodeAddr, lossy, "", repo)
-		s.deploy(g.Name)
 		gone, err := s.instance(1).Dial(t.Context(), "P1")
 		if err != nil {
 			t.Fatal(err)
@@ -155,6 +143,46 @@ func TestMeshComparesSessions(t *testing.T) {
 		time.Sleep(2 * s.m.cfg.HealthPeriod)
 		if left := s.m.Snapshot().Sessions; len(left) != 1 || left[0].PlugPort != addrPort(stays.LocalAddr()).Port() {
 			t.Errorf("at the Manager are %+v, want the session that is open", left)
+		}
+	})
+}
+
+// An agent that has many ends of sessions to report comes back once, however
+// many questions they raise.
+func TestMeshManyReports(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, lossy := lossyMesh(t)
+		defer s.close()
+		var conns []net.Conn
+		for range 6000 {
+			conn, err := s.instance(1).Dial(t.Context(), "P1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+		}
+		synctest.Wait()
+		if n := len(s.m.Snapshot().Sessions); n != len(conns) {
+			t.Fatalf("%d sessions, want %d", n, len(conns))
+		}
+		lossy.last.Load().swallows.Store(true)
+		for _, conn := range conns {
+			conn.Close()
+		}
+		time.Sleep(time.Second)
+		lossy.last.Load().Conn.Close()
+		time.Sleep(2 * time.Second) // less than sessions take to be compared
+		if n := len(s.m.Snapshot().Sessions); n > 0 {
+			t.Errorf("%d of %d sessions are still open at the Manager", n, len(conns))
+		}
+		back := 0
+		for ev := range s.m.History(t.Context(), EventQuery{}) {
+			if ev.Kind == EventAgentRegistered {
+				back++
+			}
+		}
+		if back != 2 {
+			t.Errorf("the agent registered %d times, want twice", back)
 		}
 	})
 }

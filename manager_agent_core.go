@@ -122,6 +122,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	c.out = append(c.out, now...)
 	c.watch(a, conn)
+	c.askDoubts(a)
 	c.calm()
 	c.restore()
 }
@@ -275,6 +276,7 @@ func (c *ManagerCore) lose(a *agent) {
 		delete(c.exchanges, x.id)
 	}
 	a.exchanges = nil
+	a.doubts, a.doubting, a.asking = nil, nil, 0
 	clear(a.strangers)
 	a.toKill = nil
 	for _, i := range slices.Clone(a.instances) {

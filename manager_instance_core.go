@@ -3,7 +3,6 @@ package ssmmp
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -406,49 +405,4 @@ func (c *ManagerCore) instanceHealth(a *agent, m *InstanceHealthResponse) {
 		c.record(c.about(i, Event{Kind: EventHealthChanged, Status: m.Status}))
 	}
 	c.compareSessions(i, m.Extension(extSessions))
-}
-
-// doubtsAtOnce is how many sessions of an instance are asked after at a time.
-const doubtsAtOnce = 64
-
-// compareSessions asks after the sessions of which an instance is the source,
-// when it has fewer than the Manager knows of: the report of an end was lost. What
-// it has said the Manager has heard, in that order, and of a session that its
-// other end closed first it has still more.
-func (c *ManagerCore) compareSessions(i *instance, said string) {
-	n, err := strconv.ParseUint(said, 10, 32)
-	if t := &c.sessions; err != nil || uint64(t.ends[i.slot].srcLen) <= n || len(i.doubts) > 0 || c.now < i.doubtAgain {
-		return
-	}
-	var acknowledged []SessionID
-	c.eachSession(i, func(slot uint32) {
-		if s := c.sessions.at(slot); s.src == i.slot && s.state != SessionOffered {
-			acknowledged = append(acknowledged, c.sessions.id(slot))
-		}
-	})
-	if uint64(len(acknowledged)) <= n {
-		return
-	}
-	i.doubts, i.doubtAgain = acknowledged, c.now+10*c.cfg.HealthPeriod
-	for range doubtsAtOnce {
-		c.doubtNext(i)
-	}
-}
-
-func (c *ManagerCore) doubtNext(i *instance) {
-	for len(i.doubts) > 0 && i.a.up() {
-		slot := c.sessions.lookup(i.doubts[0])
-		i.doubts = i.doubts[1:]
-		if slot == 0 || c.sessions.at(slot).state != SessionOpen {
-			continue
-		}
-		c.ask(i, slot, c.cfg.RequestTimeout, func(slot uint32, st Status) {
-			if slot != 0 && st == StatusNotFound {
-				c.closedBy(i, slot, StatusSessionBroken, "the report of its end was lost")
-			}
-			c.doubtNext(i)
-		})
-		return
-	}
-	i.doubts = nil
 }

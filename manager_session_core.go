@@ -3,7 +3,6 @@ package ssmmp
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -426,53 +425,6 @@ func (c *ManagerCore) destCloseInfo(a *agent, m *DestSessionCloseInfo) {
 		return c.slots[s.src].v.edges[s.edge].socket == m.DestSocketName
 	})
 	c.closeReported(dst, slot, &m.Header, m.Status, late)
-}
-
-// closeReported closes a session since one of its ends says so. A report that
-// may be of an older one with the same ports is, if that end has this one open.
-func (c *ManagerCore) closeReported(by *instance, slot uint32, h *Header, status Status, doubtful bool) {
-	again := h.Extension(extAgain)
-	doubtful = doubtful || h.MessageID == by.lastReport || again != ""
-	by.lastReport = h.MessageID
-	if slot == 0 {
-		c.dropped++ // the other end reported it first
-		return
-	}
-	if request, err := strconv.ParseInt(again, 10, 64); err == nil && request > 0 && c.slots[c.sessions.at(slot).src] == by {
-		if request != c.sessions.at(slot).messageID {
-			c.dropped++
-			return
-		}
-		doubtful = false
-	}
-	if !doubtful {
-		c.closedBy(by, slot, status, by.v.reports)
-		return
-	}
-	// An answer that is slow is waited for: without one it would be closed.
-	c.ask(by, slot, c.cfg.LostAfter, func(slot uint32, st Status) {
-		if slot != 0 && st != StatusStillOpen {
-			c.closedBy(by, slot, status, by.v.reports)
-		}
-	})
-}
-
-func (c *ManagerCore) closedBy(by *instance, slot uint32, status Status, cause string) {
-	c.doer.closing = by
-	c.sessionClosed(slot, status, cause)
-	c.doer.closing = nil
-}
-
-// ask asks one end of a session, whose agent is there, whether it has it open.
-// done gets the answer, and the session if it is known still.
-func (c *ManagerCore) ask(end *instance, slot uint32, timeout time.Duration, done func(slot uint32, st Status)) {
-	id := c.sessions.id(slot)
-	m, want := c.sourceCloseRequest(slot), TypeSourceSessionCloseResponse
-	if c.slots[c.sessions.at(slot).src] != end {
-		m, want = c.destCloseRequest(slot), TypeDestSessionCloseResponse
-	}
-	m.Head().Extensions = []Extension{{extAsk, "1"}}
-	c.request(end.a, m, want, timeout, func(st Status) { done(c.sessions.lookup(id), st) })
 }
 
 // sessionClosed ends a session, whatever its state, and goes on with what

@@ -118,6 +118,9 @@ type agent struct {
 	strangers map[InstanceID]bool // run there and should not; being killed
 	toKill    []InstanceID        // of these, which it was not asked to kill yet
 	exchanges []*exchange         // requests that wait for its response, in the order of their ids
+	doubts    []*doubt            // that are still to be asked, oldest first
+	doubting  map[doubtKey]*doubt // these, and those that are
+	asking    int                 // how many are
 
 	here         bool // registered and not away since; after a recovery it may be so without a connection
 	awaySince    time.Duration
@@ -246,8 +249,7 @@ type instance struct {
 
 	began, stopping, unwell uint64 // events
 
-	doubts     []SessionID   // that it is asked after, since it has fewer than are known of
-	doubtAgain time.Duration // not before then
+	doubtAgain time.Duration // when its sessions may be compared again
 
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing

@@ -46,24 +46,32 @@ func (c *swallowingConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
+// lossyMesh returns the mesh of nineGraph, deployed on one node, and what can
+// lose what its agent says to the Manager.
+func lossyMesh(t *testing.T) (*mesh, *swallowing) {
+	t.Helper()
+	g := nineGraph(t)
+	s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 0)
+	host, err := s.managers.(*MemHost).net.Host(nodeAddr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lossy := &swallowing{Transport: host, addr: s.address}
+	repo := s.repository(g)
+	for i := range repo {
+		repo[i].Launcher = FuncLauncher(func(ctx context.Context, l Launch) error { return s.serveTest(ctx, l, host) })
+	}
+	s.addNode(nodeAddr, lossy, "", repo)
+	s.deploy(g.Name)
+	return s, lossy
+}
+
 // A session whose end was reported on a connection that broke before the
 // Manager read it does not stay open there.
 func TestMeshReportsLost(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		g := nineGraph(t)
-		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{g}}, 0)
+		s, lossy := lossyMesh(t)
 		defer s.close()
-		host, err := s.managers.(*MemHost).net.Host(nodeAddr.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		lossy := &swallowing{Transport: host, addr: s.address}
-		repo := s.repository(g)
-		for i := range repo {
-			repo[i].Launcher = FuncLauncher(func(ctx context.Context, l Launch) error { return s.serveTest(ctx, l, host) })
-		}
-		s.addNode(nodeAddr, lossy, "", repo)
-		s.deploy(g.Name)
 		conn, err := s.instance(1).Dial(t.Context(), "P1")
 		if err != nil {
 			t.Fatal(err)
