@@ -3,6 +3,7 @@ package ssmmp
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -114,6 +115,64 @@ func TestManagerComparesSessions(t *testing.T) {
 	}
 }
 
+// Reports that raise doubts have their ends asked in turn, each once, however
+// often they come; what is not answered before the agent is lost is forgotten.
+func TestManagerAsksInTurn(t *testing.T) {
+	t.Parallel()
+	const sessions = 3*doubtsAtOnce + 5
+	for _, ends := range []string{"", "the agent comes back", "the agent is lost"} {
+		c, say, pass := sessionCore(t)
+		say(1, ackOne)
+		for n := 2; n <= sessions; n++ {
+			say(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", n))
+			say(1, fmt.Sprintf("type: session_ack ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_plug_port: %d ~ dest_socket_new_port: 54000 ~ status: 200", n, 40000+n-1))
+		}
+		conn, asked := ConnID(1), map[int64]*DestSessionCloseRequest{}
+		take := func(out []ManagerOutput) {
+			for _, o := range out {
+				if m, ok := o.Msg.(*DestSessionCloseRequest); ok && o.Conn == conn {
+					asked[m.MessageID] = m
+				}
+			}
+			if len(asked) > doubtsAtOnce {
+				t.Fatalf("%q: %d questions at once", ends, len(asked))
+			}
+		}
+		for range 2 {
+			for n := range sessions {
+				take(say(conn, fmt.Sprintf("type: dest_service_session_close_info ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ source_plug_port: %d ~ dest_service_name: B ~ dest_service_instance_network_address: 10.0.0.1 ~ dest_service_instance_id: 2 ~ dest_socket_name: S1 ~ dest_socket_port: 54000 ~ dest_socket_new_port: 54000 ~ status: 111 ~ x_again: 0", 7+n, 40000+n)))
+			}
+		}
+		switch ends {
+		case "the agent comes back":
+			conn, asked = 2, map[int64]*DestSessionCloseRequest{}
+			take(say(2, registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", " ~ x_agent: one ~ x_instances: 1, 2")))
+		case "the agent is lost":
+			c.Step(ManagerInput{Kind: ManagerInputLost, Conn: 1})
+			pass(c.cfg.LostAfter + time.Second)
+			if a := c.agents[0]; len(a.doubts)+len(a.doubting)+a.asking > 0 {
+				t.Errorf("%d questions wait, %d are known, %d under way for an agent that is lost", len(a.doubts), len(a.doubting), a.asking)
+			}
+			continue
+		}
+		answered := 0
+		for len(asked) > 0 {
+			for id, m := range asked {
+				answered++
+				delete(asked, id)
+				take(say(conn, encode(t, responseTo(m, StatusNotFound))))
+				break
+			}
+		}
+		if n := len(c.Snapshot().Sessions); n != 0 || answered != sessions {
+			t.Errorf("%q: %d sessions are left, after %d answers; want none, after %d", ends, n, answered, sessions)
+		}
+		if a := c.agents[0]; len(a.doubts)+len(a.doubting)+a.asking > 0 {
+			t.Errorf("%q: %d questions wait, %d are known, %d under way when all are answered", ends, len(a.doubts), len(a.doubting), a.asking)
+		}
+	}
+}
+
 // A session whose end was reported into nothing, on a connection that stands,
 // does not stay open at the Manager; those that are open do.
 func TestMeshComparesSessions(t *testing.T) {
@@ -154,7 +213,7 @@ func TestMeshManyReports(t *testing.T) {
 		s, lossy := lossyMesh(t)
 		defer s.close()
 		var conns []net.Conn
-		for range 6000 {
+		for range 4000 {
 			conn, err := s.instance(1).Dial(t.Context(), "P1")
 			if err != nil {
 				t.Fatal(err)

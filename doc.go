@@ -199,6 +199,7 @@
 //	manager_state_core.go     its state, evolve; manager_snapshot_core.go: as others see it
 //	manager_instance_core.go  execution, shutdown, health, idle instances, backing off
 //	manager_session_core.go   requests, offers, acknowledgments, closing
+//	manager_doubt_core.go     which sessions may be over: their ends are asked
 //	manager_recovery_core.go  Replay, Checkpoint, Resume: coming back with the state of the one before
 //	manager.go                the Manager's runtime; history.go: the events in memory
 //	manager_commit.go         its part with a Store: nothing leaves before it is durable
