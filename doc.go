@@ -112,8 +112,8 @@
 // Sentinels say what a program can act on, and work with [errors.Is]:
 // [ErrNoEdge], [ErrRefused], [ErrStartTimeout], [ErrUnavailable],
 // [ErrPortTaken], [ErrManagerAway], [ErrSessionClosed], [ErrDraining], [ErrClosed] and
-// [ErrNotFound]; of a Store [ErrStoreInUse], [ErrStoreFull] and
-// [ErrStoreFailed]. An answer with a status other than success is a [*StatusError],
+// [ErrNotFound]; of a Store [ErrStoreInUse], [ErrStoreFull],
+// [ErrStoreBusy] and [ErrStoreFailed]. An answer with a status other than success is a [*StatusError],
 // which is a [net.Error] as well. [*ProtocolError] says which line of a message
 // is wrong, [*GraphError] and [*GraphFileError] which place of a graph,
 // [*RepositoryFileError] of a repository file, [*StoreError] of a store that is

@@ -227,7 +227,7 @@ type Manager struct {
 	batch           *commit // decided, and not being committed yet
 	work, room      sync.Cond
 	durable         uint64 // the last event that is committed
-	full            bool   // the store is
+	storeErr        error  // why the store takes no events now; nil while it does
 	keeping         bool   // a checkpoint is being written
 	sinceCheckpoint int    // events
 	checkpointSize  int    // of the last one, in events
@@ -417,7 +417,7 @@ func (m *Manager) stepDurably(in ManagerInput, queued *flushList) {
 	if m.failure != nil {
 		return // what would be decided would never be done
 	}
-	in.Now, in.Committed, in.Full = time.Since(m.started), m.durable, m.full
+	in.Now, in.Committed, in.StoreErr = time.Since(m.started), m.durable, m.storeErr
 	out, events := m.core.Step(in)
 	m.decide(events, out, queued)
 	m.setTimer(in)

@@ -16,7 +16,8 @@ const (
 	// maxUncommitted bounds the events that wait to be committed. Where there
 	// are more, no agent is read from: they wait in its connection.
 	maxUncommitted = 1 << 15
-	// storeRetry is the time between two tries to write to a full store.
+	// storeRetry is the time between two tries to write to a store that is
+	// full or busy.
 	storeRetry = 200 * time.Millisecond
 	// retainEvery is at how many of them it is looked for what can go.
 	retainEvery = 25
@@ -132,28 +133,34 @@ func (m *Manager) commits() {
 	}
 }
 
-// append commits the events of a batch. While the store is full it tries again
-// and again, and has it forget what it need not keep; what is decided meanwhile
-// waits.
+// append commits the events of a batch. While the store is full or busy it tries
+// again and again, and has a full one forget what it need not keep; what is
+// decided meanwhile waits.
 func (m *Manager) append(b *commit) error {
 	for try := 0; len(b.events) > 0; try++ {
 		err := m.cfg.Store.Append(context.Background(), b.events)
-		full := errors.Is(err, ErrStoreFull)
+		var why error // to try again
+		switch {
+		case errors.Is(err, ErrStoreFull):
+			why = ErrStoreFull
+		case errors.Is(err, ErrStoreBusy):
+			why = ErrStoreBusy
+		}
 		m.mu.Lock()
-		if full != m.full {
-			m.full = full
-			if full {
-				m.log.Error("the store is full: nothing new is begun until there is room", "error", err)
+		if why != m.storeErr {
+			m.storeErr = why
+			if why != nil {
+				m.log.Error("the store takes no events: nothing new is begun until it does", "error", err)
 			} else {
-				m.log.Info("the store has room again")
+				m.log.Info("the store takes events again")
 			}
 		}
 		closed := m.closed
 		m.mu.Unlock()
-		if !full || closed {
+		if why == nil || closed {
 			return err
 		}
-		if try%retainEvery == 0 {
+		if why == ErrStoreFull && try%retainEvery == 0 {
 			m.retain()
 		}
 		select {

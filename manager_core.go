@@ -42,8 +42,9 @@ type ManagerInput struct {
 	// Committed is the last event that is durable, for a driver that performs
 	// outputs with Early before the events that came before them are; else 0.
 	Committed uint64
-	// Full says that no event can be made durable now: nothing is begun.
-	Full bool
+	// StoreErr is why no event can be made durable now, and nothing is begun:
+	// ErrStoreFull or ErrStoreBusy. It is nil while events can.
+	StoreErr error
 }
 
 // The commands of an operator.
@@ -139,6 +140,7 @@ type ManagerCore struct {
 	committed  uint64 // the last event that is durable, if the driver tells
 	startedSeq uint64 // of the event that this Manager started, and which message ids it may use
 	noRoom     bool   // no event can be made durable
+	storeErr   error  // and why
 
 	storm bool // so many agents are away that none is taken to be lost
 
@@ -204,7 +206,7 @@ func emptied[T any](s []T) []T {
 func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 	c.out, c.events = emptied(c.out), c.events[:0]
 	c.now = max(c.now, in.Now)
-	c.committed, c.noRoom = max(c.committed, in.Committed), in.Full
+	c.committed, c.storeErr, c.noRoom = max(c.committed, in.Committed), in.StoreErr, in.StoreErr != nil
 	c.doer.actor = actorManager
 	c.expire()
 
@@ -398,7 +400,7 @@ func (c *ManagerCore) command(id CallID, cmd any) {
 	wait := func(finished func() (bool, error)) { c.calls = append(c.calls, call{id, finished}) }
 	if c.noRoom {
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputReply, Call: id, Early: true,
-			Err: fmt.Errorf("%w: %w", &StatusError{Op: "change the state", Status: StatusInsufficientStorage}, ErrStoreFull)})
+			Err: fmt.Errorf("%w: %w", &StatusError{Op: "change the state", Status: StatusInsufficientStorage}, c.storeErr)})
 		return
 	}
 

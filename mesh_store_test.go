@@ -1,16 +1,20 @@
 package ssmmp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // A testStore is a MemStore whose commits a test holds up, or has fail.
@@ -203,17 +207,24 @@ func canceled() context.Context {
 	return ctx
 }
 
-// While the store is full, what would begin something is refused with 507, and
-// the rest goes on; when there is room all is as before, and nothing was lost.
+// While the store is full, or another program has it locked, what would begin
+// something is refused with 507, and the rest goes on; when it takes events again
+// all is as before, and nothing was lost. Each is told for what it is.
 func TestMeshStoreFull(t *testing.T) {
+	t.Run("full", func(t *testing.T) { testMeshStoreTakesNothing(t, ErrStoreFull, ErrStoreBusy) })
+	t.Run("busy", func(t *testing.T) { testMeshStoreTakesNothing(t, ErrStoreBusy, ErrStoreFull) })
+}
+
+func testMeshStoreTakesNothing(t *testing.T, why, other error) {
 	bubble(t, func(t *testing.T) {
 		store := &testStore{MemStore: new(MemStore)}
-		s := newLifeMesh(t, ManagerConfig{Store: store}, 2, nil)
+		var log bytes.Buffer
+		s := newLifeMesh(t, ManagerConfig{Store: store, Logger: hclog.New(&hclog.LoggerOptions{Output: &log})}, 2, nil)
 		defer s.close()
 		gw := s.begin()
 		first, dest := s.dial(gw, "P")
 
-		store.fail(fmt.Errorf("no space: %w", ErrStoreFull))
+		store.fail(fmt.Errorf("%w: for a reason", why))
 		first.Close() // its report is the first that finds no room
 		time.Sleep(time.Second)
 		_, err := gw.Dial(t.Context(), "P")
@@ -221,8 +232,8 @@ func TestMeshStoreFull(t *testing.T) {
 		if !errors.As(err, &refused) || refused.Status != StatusInsufficientStorage || !errors.Is(err, ErrUnavailable) {
 			t.Errorf("Dial: %v, want 507", err)
 		}
-		if err := s.m.Undeploy(t.Context(), "life"); !errors.Is(err, ErrStoreFull) || !errors.As(err, &refused) {
-			t.Errorf("Undeploy: %v, want ErrStoreFull and 507", err)
+		if err := s.m.Undeploy(t.Context(), "life"); !errors.Is(err, why) || errors.Is(err, other) || !errors.As(err, &refused) || refused.Status != StatusInsufficientStorage {
+			t.Errorf("Undeploy: %v, want 507 and %v", err, why)
 		}
 		time.Sleep(time.Minute)
 		for _, a := range s.m.Snapshot().Agents {
@@ -241,6 +252,11 @@ func TestMeshStoreFull(t *testing.T) {
 			t.Errorf("%d sessions closed, want the first", n)
 		}
 		s.crash()
+		synctest.Wait() // and so nobody logs
+		told := fmt.Sprintf("nothing new is begun until it does: error=%q\n", why.Error()+": for a reason")
+		if n := strings.Count(log.String(), told); n != 1 || strings.Contains(log.String(), other.Error()) || strings.Count(log.String(), "takes events again") != 1 {
+			t.Errorf("logged %d times, want once, and its end:\n%s", n, log.String())
+		}
 		if n := len(s.m.Snapshot().Sessions); n != 1 {
 			t.Errorf("%d sessions after a restart, want the second", n)
 		}

@@ -61,7 +61,7 @@ const (
 	StatusUnavailable Status = 503 // no resources, or the Manager is away
 	StatusTimeout     Status = 504 // did not become ready in time
 
-	StatusInsufficientStorage Status = 507 // the Manager has no room to record what was asked for
+	StatusInsufficientStorage Status = 507 // the Manager cannot record now what was asked for
 )
 
 // Success reports whether s is in the class 2xx.

@@ -14,9 +14,13 @@ var (
 	// ErrStoreInUse: another Manager has acquired the store. The error that
 	// wraps it names the place and, where it is known, the holder.
 	ErrStoreInUse = errors.New("ssmmp: store is in use by another Manager")
-	// ErrStoreFull: there is no room, or another program is in the way. What was
-	// to be written was not, and may be tried again later.
+	// ErrStoreFull: there is no room. What was to be written was not, and may be
+	// tried again later.
 	ErrStoreFull = errors.New("ssmmp: store is full")
+	// ErrStoreBusy: another program is in the way, such as a person's tool with a
+	// transaction open. What was to be written was not, and may be tried again
+	// later.
+	ErrStoreBusy = errors.New("ssmmp: another program has locked the store")
 	// ErrStoreFailed: a write or its fsync failed, and nobody knows what is on
 	// the disk. This store writes no more; acquiring it in a new process shows
 	// what it holds.
@@ -60,7 +64,7 @@ type Store interface {
 	// they are durable. They are numbered on from the last event without a
 	// gap. Each call costs an fsync, so whoever has more that waits gives it at
 	// once. The error is ErrStoreFailed, and then every later call fails too, or
-	// another, such as ErrStoreFull, and then the store is as it was. Append does
+	// another, such as ErrStoreFull or ErrStoreBusy, and then the store is as it was. Append does
 	// not keep the slice.
 	Append(ctx context.Context, events []Event) error
 

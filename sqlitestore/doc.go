@@ -50,5 +50,6 @@
 // each commit (log) or part of a checkpoint (checkpoint). All of events are read
 // for each question: a second for some hundred thousand. Methods of [Store] are
 // far faster, and check what they read. The tool does not; and whoever writes
-// with it is in the way of commits and takes the guarantees into their own hands.
+// with it is in the way of commits, which fail with [ssmmp.ErrStoreBusy] once they
+// have waited for 10 s, and takes the guarantees into their own hands.
 package sqlitestore

@@ -119,6 +119,46 @@ func TestTool(t *testing.T) {
 	check("SELECT count(*), min(seq), max(seq) FROM events", "1|13|13")
 }
 
+// A person who has a transaction open is in the way of the Manager, and is told
+// apart from a full disk: nothing is removed to make room. Once it has ended the
+// store goes on.
+func TestToolHasTransaction(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "manager.db")
+	s := acquire(t, path)
+	events := history()
+	must(t, s.Append(t.Context(), events[:4]))
+	must(t, s.Checkpoint(t.Context(), 4, events[:4]))
+	must(t, s.Retain(t.Context(), ssmmp.Retention{MaxBytes: 1 << 30}))
+	reserve, err := os.Stat(path + "-reserve")
+	must(t, err)
+	_, err = s.conn.ExecContext(t.Context(), "PRAGMA busy_timeout = 0")
+	must(t, err)
+	db, err := open(path, "rw")
+	must(t, err)
+	defer db.Close()
+	person, err := db.Conn(t.Context())
+	must(t, err)
+	defer person.Close()
+	_, err = person.ExecContext(t.Context(), "BEGIN IMMEDIATE")
+	must(t, err)
+	for what, err := range map[string]error{
+		"append":     s.Append(t.Context(), events[4:]),
+		"checkpoint": s.Checkpoint(t.Context(), 4, events[:4]),
+		"retain":     s.Retain(t.Context(), ssmmp.Retention{MaxBytes: 1}),
+	} {
+		if !errors.Is(err, ssmmp.ErrStoreBusy) || errors.Is(err, ssmmp.ErrStoreFull) || errors.Is(err, ssmmp.ErrStoreFailed) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v, want ErrStoreBusy", what, err)
+		}
+	}
+	if now, err := os.Stat(path + "-reserve"); err != nil || !os.SameFile(now, reserve) {
+		t.Errorf("the reserve is gone: %v", err)
+	}
+	_, err = person.ExecContext(t.Context(), "ROLLBACK")
+	must(t, err)
+	must(t, s.Append(t.Context(), events[4:]))
+}
+
 // Each field of an event that the views have stands in its own column.
 func TestViewFields(t *testing.T) {
 	t.Parallel()

@@ -175,8 +175,10 @@ func (s *Store) fault(op string, err error) error {
 	switch code {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return &ssmmp.StoreError{Store: s.path, Place: "database", Reason: err.Error()}
-	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY:
+	case sqlite3.SQLITE_FULL:
 		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreFull, err)
+	case sqlite3.SQLITE_BUSY:
+		return fmt.Errorf("sqlitestore: %s: %s: %w: %w", s.path, op, ssmmp.ErrStoreBusy, err)
 	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
 		err = errors.Join(err, usable(s.path))
 	case sqlite3.SQLITE_IOERR:
@@ -221,7 +223,7 @@ func (s *Store) write(ctx context.Context, op string, f func(ctx context.Context
 		return nil
 	}
 	err = s.fault(op, err)
-	if !errors.Is(err, ssmmp.ErrStoreFull) && !errors.Is(err, errCaller) {
+	if !errors.Is(err, ssmmp.ErrStoreFull) && !errors.Is(err, ssmmp.ErrStoreBusy) && !errors.Is(err, errCaller) {
 		if !errors.Is(err, ssmmp.ErrStoreFailed) && !errors.Is(err, ssmmp.ErrStoreInUse) {
 			err = fmt.Errorf("%w: %w", ssmmp.ErrStoreFailed, err)
 		}

@@ -280,7 +280,7 @@ func (c *simCheck) managerStep(in *ssmmp.ManagerInput, out []ssmmp.ManagerOutput
 		if c.speaks != 0 && ev.Kind != ssmmp.EventProtocolViolated && ev.Kind != ssmmp.EventSessionRefused {
 			c.fail("an agent speaks only for its own instances", "%s for instance %d: %s", c.conns[in.Conn], c.speaks, ev)
 		}
-		if in.Full && in.Kind != ssmmp.ManagerInputTime {
+		if in.StoreErr != nil && in.Kind != ssmmp.ManagerInputTime {
 			c.begins(in, ev)
 		}
 		c.event(in, ev)

@@ -97,7 +97,7 @@ func (c *simCheck) answer(in *ssmmp.ManagerInput, o *ssmmp.ManagerOutput, m *ssm
 		return // repeats what was asked, right or wrong
 	}
 	r := i.request(m.MessageID, "", m.DestSocketName)
-	if m.Status == ssmmp.StatusInsufficientStorage && in.Full {
+	if m.Status == ssmmp.StatusInsufficientStorage && in.StoreErr != nil {
 		r.answered++ // and nothing is decided: asked again it may be granted
 		return
 	}

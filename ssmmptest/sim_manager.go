@@ -198,7 +198,9 @@ func (m *simManager) step(in ssmmp.ManagerInput) {
 
 func (m *simManager) step1(in ssmmp.ManagerInput) {
 	s := m.s
-	in.Committed, in.Full = m.last, m.knows
+	if in.Committed = m.last; m.knows {
+		in.StoreErr = ssmmp.ErrStoreFull
+	}
 	s.check.beforeManager(&in)
 	out, events := m.core.Step(in)
 	m.took(&in, out, events)
