@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -24,7 +25,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(more...)}, Status: s}, Early: c.noRoom})
 	}
 	refuse := func(s Status, cause string) {
-		if c.misbehaves(conn) {
+		if c.misbehaves(conn) && c.newRefusal(m.AgentNetworkAddress, cause) {
 			c.record(Event{Kind: EventAgentRefused, Node: m.AgentNetworkAddress, Status: s, Cause: cause})
 		}
 		answer(s)
@@ -44,12 +45,15 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 		answer(StatusBadMessage)
 		return
 	}
-	repository := toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
 	if obeyed, err := strconv.ParseUint(m.Extension(extEpoch), 10, 64); err == nil && c.cfg.Epoch != 0 && obeyed > c.cfg.Epoch {
 		refuse(StatusConflict, fmt.Sprintf("it obeys a Manager of epoch %d, and this one is of epoch %d", obeyed, c.cfg.Epoch))
 		return
 	}
 	a, back := c.byAddr[addr], false
+	repository := "" // as it was
+	if a == nil || a.identity != identity || !slices.Equal(a.services, m.ServiceRepository) {
+		repository = toDetail(agentDetail{Identity: identity, Services: m.ServiceRepository})
+	}
 	if a != nil && identity != "" && identity == a.identity && conn < a.newest {
 		// It was on its way on a connection that the agent gave up before it
 		// made the next: what it says runs is of long ago.
@@ -92,6 +96,7 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	}
 	another := a != nil && a.identity != "" && a.identity != identity // process: it knows nothing of what was sent to the one before
 	c.record(Event{Kind: EventAgentRegistered, Node: addr, Cause: cause, Detail: repository})
+	delete(c.refused, addr)
 	a = c.byAddr[addr]
 	a.conn, a.newest = conn, conn
 	c.connected.add(a)
@@ -125,6 +130,16 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	c.askDoubts(a)
 	c.calm()
 	c.restore()
+}
+
+// newRefusal tells whether the history has still to learn that an address is
+// refused: who is tries again and again.
+func (c *ManagerCore) newRefusal(addr netip.Addr, cause string) bool {
+	if c.refused[addr] == cause || len(c.refused) >= maxAgents {
+		return false
+	}
+	c.refused[addr] = cause
+	return true
 }
 
 // settle compares what an agent says it runs with what should run there: the

@@ -150,8 +150,9 @@ type ManagerCore struct {
 	restored  instanceDetail // of the instance whose event is being replayed
 	resuming  bool           // no agent can be here yet: all of them are waited for
 
-	dropped    uint64         // late, unknown and unexpected messages
-	violations map[ConnID]int // of the protocol, by connection
+	dropped    uint64                // late, unknown and unexpected messages
+	violations map[ConnID]int        // of the protocol, by connection
+	refused    map[netip.Addr]string // registrations since the last that was taken, with why
 
 	doer doer
 }
@@ -182,7 +183,7 @@ func NewManagerCore(cfg ManagerConfig) *ManagerCore {
 		instances: map[InstanceID]*instance{},
 		offers:    map[offerKey]uint32{},
 		waiting:   map[offerKey]*instance{},
-		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{},
+		exchanges: map[int64]*exchange{}, violations: map[ConnID]int{}, refused: map[netip.Addr]string{},
 		lastInstance: max(cfg.FirstInstance-1, 0), lastMessage: cfg.FirstMessage, reserved: cfg.FirstMessage + messageBlock,
 	}
 	for _, g := range cfg.Graphs {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -385,4 +386,42 @@ func TestManagerWaitsForRoom(t *testing.T) {
 	}
 	s.settle()
 	s.replay()
+}
+
+// The history learns once that an address is refused, once that an agent's
+// repository changed, and of a few requests for what is not the agent's own.
+func TestManagerHistoryOfPeers(t *testing.T) {
+	t.Parallel()
+	s := livenessCore(t, ManagerConfig{}, 2)
+	before := len(s.history)
+	for n := range 100 {
+		conn := ConnID(100 + n)
+		s.message(conn, registerLine(1, agentAddr(0), "A, B, C, D", " ~ x_agent: another"))
+		s.lost(conn)
+	}
+	if n := s.count(EventAgentRefused); n != 1 {
+		t.Errorf("%d refusals in the history, want one", n)
+	}
+	for n := range 10 {
+		s.lost(ConnID(2 + 300*n))
+		s.message(ConnID(2+300*(n+1)), registerLine(1, agentAddr(1), "A, B, C, D", " ~ x_agent: one"))
+	}
+	for _, ev := range s.history[before:] {
+		if ev.Kind == EventAgentRegistered && ev.Detail != "" {
+			t.Errorf("%s has a repository that is not new: %s", ev, ev.Detail)
+		}
+	}
+	s.lost(3002)
+	s.message(3302, registerLine(1, agentAddr(1), "A, B", " ~ x_agent: one"))
+	if ev := s.history[len(s.history)-1]; !slices.ContainsFunc(s.history, func(ev Event) bool {
+		return ev.Kind == EventAgentRegistered && ev.Node == agentAddr(1) && strings.Contains(ev.Detail, `["A","B"]`)
+	}) {
+		t.Errorf("the last of the history is %s, and nothing in it has the new repository", ev)
+	}
+	for n := range 100 {
+		s.message(3302, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.1.2 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", n+1))
+	}
+	if n := s.count(EventSessionRefused); n != violationsKept {
+		t.Errorf("%d refused requests in the history, want %d", n, violationsKept)
+	}
 }

@@ -39,10 +39,12 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 	if src == nil || src.a != a || src.v.service != m.SourceServiceName {
 		status, cause := StatusForbidden, fmt.Sprintf("instance %d of %s does not run on %s", m.SourceServiceInstanceID, m.SourceServiceName, a.addr)
 		if src == nil && m.SourceServiceInstanceID <= c.lastInstance {
-			status = StatusGone
+			status = StatusGone // its agent may not know yet
+			c.dropped++
+		} else if c.misbehaves(a.conn) {
+			c.record(Event{Kind: EventSessionRefused, Node: a.addr, Source: m.SourceServiceInstanceID, Service: strings.Clone(m.DestServiceName),
+				Plug: strings.Clone(m.SourcePlugName), MessageID: m.MessageID, Status: status, Cause: cause})
 		}
-		c.record(Event{Kind: EventSessionRefused, Node: a.addr, Source: m.SourceServiceInstanceID, Service: strings.Clone(m.DestServiceName),
-			Plug: strings.Clone(m.SourcePlugName), MessageID: m.MessageID, Status: status, Cause: cause})
 		c.send(a, sessionFailure(m, status))
 		return
 	}

@@ -392,10 +392,12 @@ func (c *ManagerCore) evolve(ev *Event) {
 		}
 		a.here, a.lost = true, false
 		c.lost.remove(a)
-		d := detailOf[agentDetail](ev)
-		a.identity = d.Identity
-		c.provides(a, d.Services)
-		c.restoreAgent(a, &d)
+		if ev.Detail != "" {
+			d := detailOf[agentDetail](ev)
+			a.identity = d.Identity
+			c.provides(a, d.Services)
+			c.restoreAgent(a, &d)
+		}
 
 	case EventAgentAway:
 		a := c.byAddr[ev.Node]
