@@ -21,7 +21,7 @@ var passing = map[string]string{
 	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations refused responses " +
 		"restoring restoreTo restored resuming now committed startedSeq seekers storeErr slots freeSlots instances byAddr appOf hosts loads connected lost",
 	"agent":        "index conn newest backSince healthAsked askedAt healthMissed reports hears hearsSeq heard strangers toKill exchanges doubts doubting asking",
-	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage unsaid unsaidMore lastReport rank doubtAgain",
+	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage unsaid unsaidMore lastReport rank doubtAgain offers",
 	"vertex":       "app edges plugs sockets depth nextRelief restartArmed order",
 	"cnapp":        "byName gateways",
 	"sessionTable": "ends index indexed",

@@ -33,6 +33,10 @@ const portTries = 3
 // maxWaiting bounds the requests that wait for an instance to start.
 const maxWaiting = 1 << 16
 
+// maxOffers bounds the sessions of one instance that are offered, and that it has
+// not acknowledged.
+const maxOffers = 1 << 14
+
 // sessionRequest answers, or has wait, the request for a session along an edge.
 func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 	src := c.instances[m.SourceServiceInstanceID]
@@ -88,6 +92,10 @@ func (c *ManagerCore) sessionRequest(a *agent, m *SessionRequest) {
 
 	if src.state >= instanceDraining {
 		c.refuse(src, edge, m.MessageID, StatusUnavailable)
+		return
+	}
+	if src.offers >= maxOffers {
+		c.refuse(src, edge, m.MessageID, StatusTooMany)
 		return
 	}
 	c.seek(waiter{src: src, edge: edge, messageID: m.MessageID})
@@ -229,6 +237,7 @@ func (c *ManagerCore) awaitAck(id SessionID) {
 	s := c.sessions.at(uint32(id))
 	key := offerKey{c.slots[s.src].id, s.messageID}
 	c.offers[key] = uint32(id)
+	c.slots[s.src].offers++
 	c.expiries = append(c.expiries, offerExpiry{c.now + c.cfg.AckTimeout, key, id})
 }
 
@@ -355,6 +364,9 @@ func (c *ManagerCore) lateAck(src *instance, m *SessionAck) {
 // takeOffer takes an offer out of the tables.
 func (c *ManagerCore) takeOffer(key offerKey) {
 	delete(c.offers, key)
+	if src := c.instances[key.src]; src != nil {
+		src.offers--
+	}
 	// Most offers are acknowledged long before they expire.
 	if len(c.expiries) > 2*len(c.offers)+64 {
 		keep := c.expiries[:0]

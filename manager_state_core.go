@@ -250,6 +250,7 @@ type instance struct {
 	began, stopping, unwell uint64 // events
 
 	doubtAgain time.Duration // when its sessions may be compared again
+	offers     int           // that it has not acknowledged
 
 	newestMessage int64 // the greatest message id that it used
 	answers       answerRing

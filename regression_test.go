@@ -359,6 +359,40 @@ func TestManagerInstanceMisbehaves(t *testing.T) {
 	}
 }
 
+// An instance that acknowledges nothing is offered no more than so many
+// sessions, until it does or they expire.
+func TestManagerOffersBounded(t *testing.T) {
+	t.Parallel()
+	_, say, pass := sessionCore(t)
+	ask := func(id int) Status {
+		t.Helper()
+		out := say(1, fmt.Sprintf("type: session_request ~ message_id: %d ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1", id))
+		for _, o := range out {
+			if m, ok := o.Msg.(*SessionResponse); ok {
+				return m.Status
+			}
+		}
+		t.Fatalf("request %d has no answer: %+v", id, out)
+		return 0
+	}
+	for id := 2; id <= maxOffers; id++ { // 1 is offered already
+		if s := ask(id); s != StatusOK {
+			t.Fatalf("request %d: %s", id, s)
+		}
+	}
+	if s := ask(maxOffers + 1); s != StatusTooMany {
+		t.Errorf("one too many: %s, want 429", s)
+	}
+	say(1, ackOne)
+	if a, b := ask(maxOffers+2), ask(maxOffers+3); a != StatusOK || b != StatusTooMany {
+		t.Errorf("after one acknowledgment: %s and %s, want 200 and 429", a, b)
+	}
+	pass(2 * time.Minute)
+	if s := ask(maxOffers + 4); s != StatusOK {
+		t.Errorf("when they have expired: %s, want 200", s)
+	}
+}
+
 // Many offers that expire at once all end, and nothing else does.
 func TestManagerOffersExpireTogether(t *testing.T) {
 	t.Parallel()
