@@ -251,6 +251,74 @@ func TestManagerResume(t *testing.T) {
 	})
 }
 
+// An agent that does not tell what it runs is asked for the health of each
+// instance once the Manager is back: so it finds the one that ended meanwhile,
+// and the one that runs stays.
+func TestManagerResumeAsksHealth(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		status Status // of the one that ended
+		asked  int    // how often until it is taken to have
+	}{{StatusGone, 1}, {StatusNotFound, 3}} {
+		t.Run(tt.status.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newManagerStepper(t, ManagerConfig{Graphs: coreGraphs(t), HealthMisses: 3, IdleAfter: -1})
+			answer := func(status func(InstanceID) Status) (asked []InstanceID) {
+				for _, r := range slices.Clone(s.requests) {
+					id := InstanceID(0)
+					switch m := r.msg.(type) {
+					case *InstanceHealthRequest:
+						id = m.ServiceInstanceID
+						asked = append(asked, id)
+					case *GracefulShutdownRequest:
+						id = m.ServiceInstanceID
+					case *HardShutdownRequest:
+						id = m.ServiceInstanceID
+					}
+					s.message(9, encode(t, responseTo(r.msg, status(id))))
+				}
+				return asked
+			}
+			well := func(InstanceID) Status { return StatusOK }
+			s.message(9, registerLine(1, coreNodes[0], "A, B, C", ""))
+			s.step(ManagerInput{Kind: ManagerInputCommand, Call: 1, Cmd: DeployCommand{"one"}}, "")
+			answer(well)
+			s.message(9, "type: session_request ~ message_id: 1 ~ sub_type: agent_to_Manager ~ source_service_name: A ~ source_service_instance_id: 1 ~ source_service_instance_network_address: 10.0.0.1 ~ source_plug_name: P1 ~ dest_service_name: B ~ dest_socket_name: S1")
+			answer(well)
+			if len(s.ready) != 2 {
+				t.Fatalf("%d instances run, want A and B", len(s.ready))
+			}
+
+			s.restart(replayEvents(t, s.cfg, s.history))
+			s.message(9, registerLine(1, coreNodes[0], "A, B, C", ""))
+			times := 0
+			for round := 0; len(s.live) == 2 && round < 10; round++ {
+				asked := answer(func(id InstanceID) Status {
+					if id == 2 {
+						return tt.status
+					}
+					return StatusOK
+				})
+				if round == 0 && !slices.Equal(asked, []InstanceID{1, 2}) {
+					t.Fatalf("asked for the health of %v at once, want 1 and 2", asked)
+				}
+				if slices.Contains(asked, 2) {
+					times++
+				}
+				s.pass(s.cfg.HealthPeriod)
+			}
+			if _, runs := s.live[1]; !runs || len(s.live) != 1 || times != tt.asked {
+				t.Errorf("there are %v, and 2 was asked %d times, want 1 only and %d", s.live, times, tt.asked)
+			}
+			for _, ev := range s.history {
+				if ev.Instance == 1 && ev.Kind != EventInstanceRequested && ev.Kind != EventInstanceReady && ev.Status != StatusOK {
+					t.Errorf("what runs: %s", ev)
+				}
+			}
+		})
+	}
+}
+
 // Message ids are reserved long before they are used: a Manager that takes over
 // what was durable half a block ago uses none of them again.
 func TestManagerMessagesReserved(t *testing.T) {
