@@ -161,26 +161,38 @@ func mount(t *testing.T, dir string, args ...string) {
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 }
 
+// onSmallDisk returns a store on a disk that is soon full, and its directory.
+func onSmallDisk(t *testing.T, size string) (s *sqlitestore.Store, dir string) {
+	t.Helper()
+	needRoot(t, "to mount a disk that is soon full")
+	dir = t.TempDir()
+	mount(t, dir, "-t", "tmpfs", "-o", "size="+size, "tmpfs")
+	s = sqlitestore.New(filepath.Join(dir, "manager.db"))
+	t.Cleanup(func() { s.Close() })
+	if _, _, err := s.Acquire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s, dir
+}
+
+// nextEvents returns the forty events after one.
+func nextEvents(last uint64) []ssmmp.Event {
+	batch := make([]ssmmp.Event, 40)
+	for i := range batch {
+		batch[i] = writerEvent(last + 1 + uint64(i))
+	}
+	return batch
+}
+
 // When the disk is full the store says so, loses nothing, can be read, and goes
 // on with the same events when there is room.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	needRoot(t, "to mount a disk that is soon full")
-	dir := t.TempDir()
-	mount(t, dir, "-t", "tmpfs", "-o", "size=512k", "tmpfs")
-	path := filepath.Join(dir, "manager.db")
-	s := sqlitestore.New(path)
-	defer s.Close()
-	if _, _, err := s.Acquire(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	s, dir := onSmallDisk(t, "512k")
 	last := uint64(0)
 	appendTo := func(limit uint64) error {
 		for last < limit {
-			batch := make([]ssmmp.Event, 40)
-			for i := range batch {
-				batch[i] = writerEvent(last + 1 + uint64(i))
-			}
+			batch := nextEvents(last)
 			if err := s.Append(t.Context(), batch); err != nil {
 				return err
 			}
@@ -226,22 +238,11 @@ func TestDiskFull(t *testing.T) {
 // that this makes.
 func TestDiskFullForgets(t *testing.T) {
 	t.Parallel()
-	needRoot(t, "to mount a disk that is soon full")
-	dir := t.TempDir()
-	mount(t, dir, "-t", "tmpfs", "-o", "size=32m", "tmpfs")
-	path := filepath.Join(dir, "manager.db")
-	s := sqlitestore.New(path)
-	defer s.Close()
-	if _, _, err := s.Acquire(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	s, dir := onSmallDisk(t, "32m")
 	last := uint64(0)
 	fill := func(limit uint64) error {
 		for last < limit {
-			batch := make([]ssmmp.Event, 40)
-			for i := range batch {
-				batch[i] = writerEvent(last + 1 + uint64(i))
-			}
+			batch := nextEvents(last)
 			if err := s.Append(t.Context(), batch); err != nil {
 				return err
 			}
