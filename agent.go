@@ -293,7 +293,7 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 	l := a.open(conn)
 	a.step(AgentInput{Kind: AgentInputManagerUp, Conn: l.id})
 	a.log.Info("connected to the Manager", "address", a.cfg.Manager)
-	var out flushList
+	out := flushList{log: a.log}
 	err := l.read(&out, a.log, func(m Message) {
 		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m}, &out)
 	}, func(p *ProtocolError) { a.badLine(l, ActorManager, p) })
@@ -320,7 +320,7 @@ func (a *Agent) instanceConn(l *link) {
 	}
 	known := false
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
-	var out flushList
+	out := flushList{log: a.log}
 	err := l.read(&out, log, func(m Message) {
 		proof := ProofNone
 		if !known {
@@ -435,7 +435,7 @@ func (a *Agent) prove(l *link, m Message, asked map[InstanceID]Proof) Proof {
 
 // step has the core take one input and carries out what it decides.
 func (a *Agent) step(in AgentInput) {
-	var out flushList
+	out := flushList{log: a.log}
 	a.stepOnly(in, &out)
 	out.flush()
 }
@@ -451,13 +451,8 @@ func (a *Agent) stepOnly(in AgentInput, out *flushList) {
 		switch o.Kind {
 		case AgentOutputSend:
 			if l := a.links[o.Conn]; l != nil {
-				if err := out.put(l, o.Msg); err != nil {
-					if o.Conn == a.core.manager {
-						a.core.Unsent(o.Msg)
-					}
-					if !errors.Is(err, net.ErrClosed) {
-						warnings = append(warnings, AgentOutput{Kind: AgentOutputWarn, Conn: o.Conn, Text: err.Error()})
-					}
+				if err := out.put(l, o.Msg); err != nil && o.Conn == a.core.manager {
+					a.core.Unsent(o.Msg)
 				}
 			}
 		case AgentOutputClose:

@@ -1,12 +1,17 @@
 package ssmmp
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
 // An instance that reports faster than the Manager reads is made to wait: its
@@ -100,4 +105,68 @@ func TestAgentFloodWaits(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What a Manager cannot send is logged: to an agent that does not read, and, so
+// many times, what cannot be encoded. It does not count as dropped: that is what
+// others sent.
+func TestManagerLogsUnsent(t *testing.T) {
+	for name, store := range map[string]Store{"no store": nil, "store": new(MemStore)} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var log bytes.Buffer
+				s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{nineGraph(t)}, Store: store, Logger: hclog.New(&hclog.LoggerOptions{Output: &log})}, 0)
+				defer s.close()
+				want := func(n int, why string) {
+					t.Helper()
+					synctest.Wait() // and so nobody logs
+					got := 0
+					for line := range strings.Lines(log.String()) {
+						if strings.Contains(line, "message not sent: to=10.0.0.100:") && strings.Contains(line, why) {
+							got++
+						}
+					}
+					if got != n {
+						t.Errorf("logged %d times, want %d times %q:\n%s", got, n, why, log.String())
+					}
+				}
+				conn, err := s.managers.Dial(t.Context(), s.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				ask := registerLine(1, netip.MustParseAddr("10.0.0.1"), "A, B, C", "") + "\n"
+				io.WriteString(conn, ask)
+				synctest.Wait()
+
+				s.m.mu.Lock()
+				queued := flushList{log: s.m.log}
+				for range 3 * badLinesLogged {
+					o := ManagerOutput{Kind: ManagerOutputSend, Conn: s.m.lastConn, Msg: &InitiationResponse{Header: Header{MessageID: 1, Extensions: []Extension{{"x_note", "two\nlines"}}}, Status: StatusOK}}
+					if store == nil {
+						s.m.perform(&o, &queued)
+					} else {
+						s.m.decide(nil, []ManagerOutput{o}, &queued)
+					}
+				}
+				s.m.mu.Unlock()
+				queued.flush()
+				want(badLinesLogged, "x_note")
+
+				s.m.mu.Lock()
+				s.m.links[s.m.lastConn].unsent = 0
+				s.m.mu.Unlock()
+				// Each gets an answer; nobody reads them.
+				for range 4 * maxQueue / len(ask) {
+					if _, err := io.WriteString(conn, ask); err != nil {
+						break
+					}
+				}
+				want(1, errQueueFull.Error())
+				if n := s.m.Dropped(); n != 0 {
+					t.Errorf("%d dropped, and all that was sent was taken", n)
+				}
+			})
+		})
+	}
 }

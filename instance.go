@@ -310,7 +310,7 @@ func (i *Instance) serveAgent(l *link) {
 func (i *Instance) step(in InstanceInput) {
 	i.mu.Lock()
 	out := i.core.Step(in)
-	var queued flushList
+	queued := flushList{log: i.log}
 	var warnings []string
 	for k := range out {
 		o := &out[k]
@@ -320,8 +320,6 @@ func (i *Instance) step(in InstanceInput) {
 				err := queued.put(i.link, o.Msg)
 				if errors.Is(err, net.ErrClosed) || errors.Is(err, errQueueFull) {
 					i.core.Unsent(o.Msg)
-				} else if err != nil {
-					warnings = append(warnings, err.Error())
 				}
 			}
 		case InstanceOutputConnect:

@@ -25,7 +25,8 @@ const (
 	writeTimeout = 10 * time.Second
 	// lingerTime is how long a peer that sends an endless line is heard out.
 	lingerTime = time.Second
-	// badLinesLogged is how many bad lines of one connection are logged.
+	// badLinesLogged is how many bad lines of one connection are logged, and of
+	// messages that cannot be sent on it.
 	badLinesLogged = 10
 )
 
@@ -63,6 +64,7 @@ type link struct {
 	closing bool      // write what is queued, then close
 	linger  bool      // closing, while the peer still sends
 	failed  error     // the connection is of no use any more
+	unsent  int       // messages that could not be queued, while it was
 	done    chan struct{}
 }
 
@@ -126,17 +128,19 @@ func (l *link) ease() {
 }
 
 // putLine is put for a message that is encoded already.
-func (l *link) putLine(line []byte) {
+func (l *link) putLine(line []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.closing || l.failed != nil:
-	case len(l.queue)-l.fresh > maxQueue:
-		l.fail(errQueueFull)
-	default:
-		l.fresh += len(line)
-		l.queue = append(l.queue, line...)
+	if l.closing || l.failed != nil {
+		return net.ErrClosed
 	}
+	if len(l.queue)-l.fresh > maxQueue {
+		l.fail(errQueueFull)
+		return errQueueFull
+	}
+	l.fresh += len(line)
+	l.queue = append(l.queue, line...)
+	return nil
 }
 
 // flush has what is queued written, and never waits for the peer. An idle link
@@ -179,10 +183,18 @@ func (l *link) flush() {
 }
 
 // A flushList holds the links with messages that were queued under a lock, to
-// be flushed after it.
+// be flushed after it, and then logs what could not be queued.
 type flushList struct {
-	links []*link
-	long  bool // a queue among theirs is
+	log    hclog.Logger
+	links  []*link
+	long   bool // a queue among theirs is
+	unsent []unsent
+}
+
+// An unsent is a message that could not be queued.
+type unsent struct {
+	to  net.Addr
+	why error
 }
 
 func (f *flushList) add(l *link) {
@@ -196,15 +208,34 @@ func (f *flushList) put(l *link, m Message) error {
 	f.add(l)
 	n, err := l.put(m)
 	f.long = f.long || n > longQueue
+	f.failed(l, err)
 	return err
+}
+
+// failed notes, for the log, why a message is not sent: not of a connection that
+// has ended, and not for ever of one.
+func (f *flushList) failed(l *link, err error) {
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		return
+	}
+	l.mu.Lock()
+	l.unsent++
+	n := l.unsent
+	l.mu.Unlock()
+	if n <= badLinesLogged {
+		f.unsent = append(f.unsent, unsent{l.conn.RemoteAddr(), err})
+	}
 }
 
 func (f *flushList) flush() {
 	for _, l := range f.links {
 		l.flush()
 	}
+	for _, u := range f.unsent {
+		f.log.Warn("message not sent", "to", u.to.String(), "error", u.why)
+	}
 	clear(f.links)
-	f.links, f.long = f.links[:0], false
+	f.links, f.long, f.unsent = f.links[:0], false, nil
 }
 
 // ease is for a reader whose peer shall not send faster than it can be passed

@@ -357,7 +357,7 @@ func (m *Manager) agentConn(l *link) {
 	log := m.log.With("peer", l.conn.RemoteAddr().String())
 	log.Debug("connection opened")
 	known := introduced(l.conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
-	var out flushList
+	out := flushList{log: m.log}
 	err := l.read(&out, log, func(msg Message) {
 		m.stepOnly(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg}, &out)
 		known()
@@ -379,7 +379,7 @@ func (m *Manager) agentConn(l *link) {
 
 // step has the core take one input and carries out what it decides.
 func (m *Manager) step(in ManagerInput) {
-	var out flushList
+	out := flushList{log: m.log}
 	m.stepOnly(in, &out)
 	out.flush()
 }
@@ -435,9 +435,7 @@ func (m *Manager) perform(o *ManagerOutput, queued *flushList) {
 	switch o.Kind {
 	case ManagerOutputSend:
 		if l := m.links[o.Conn]; l != nil {
-			if err := queued.put(l, o.Msg); err != nil && !errors.Is(err, net.ErrClosed) {
-				m.core.dropped++
-			}
+			queued.put(l, o.Msg)
 		}
 	case ManagerOutputClose:
 		if l := m.links[o.Conn]; l != nil {

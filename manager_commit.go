@@ -64,9 +64,13 @@ func (m *Manager) decide(events []Event, out []ManagerOutput, queued *flushList)
 		}
 		d := decided{ManagerOutput: *o, from: len(b.lines)}
 		if o.Msg != nil {
+			l := m.links[o.Conn]
+			if l == nil {
+				continue // it has ended
+			}
 			lines, err := AppendMessage(b.lines, o.Msg)
 			if err != nil {
-				m.core.dropped++
+				queued.failed(l, err)
 				continue
 			}
 			b.lines, d.Msg = lines, nil
@@ -92,7 +96,7 @@ func (m *Manager) waitForRoom() {
 func (m *Manager) commits() {
 	defer close(m.committed)
 	other := new(commit)
-	var queued flushList
+	queued := flushList{log: m.log}
 	for {
 		m.mu.Lock()
 		for m.batch.empty() && !m.closed {
@@ -178,7 +182,7 @@ func (m *Manager) performDecided(b *commit, d *decided, queued *flushList) {
 	}
 	if l := m.links[d.Conn]; l != nil {
 		queued.add(l)
-		l.putLine(b.lines[d.from:d.to])
+		queued.failed(l, l.putLine(b.lines[d.from:d.to]))
 	}
 }
 
@@ -271,7 +275,7 @@ func (m *Manager) recover() error {
 	m.batch, m.committed = new(commit), make(chan struct{})
 	m.work.L, m.room.L = &m.mu, &m.mu
 	m.mu.Lock()
-	m.decide(events, out, nil)
+	m.decide(events, out, new(flushList)) // no agent is here
 	m.setTimer(ManagerInput{Now: m.core.Now()})
 	m.mu.Unlock()
 	m.log.Info("recovered", "epoch", epoch, "event", last, "replayed", n, "time", time.Since(began))
