@@ -343,6 +343,14 @@ func (a *Agent) instanceConn(l *link) {
 	log.Debug("connection of an instance ended", "error", err)
 }
 
+// Dropped returns how many messages and lines were dropped so far, because they
+// came late, again or unasked, or broke the protocol.
+func (a *Agent) Dropped() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.core.dropped
+}
+
 // stranger counts the connections on which no instance has spoken yet. One may
 // be silent for long, so they are bounded in number and not in time.
 func (a *Agent) stranger(n int) int {

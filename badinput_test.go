@@ -50,13 +50,6 @@ func register(p *rawPeer, addr, id string, extensions ...string) string {
 	return r["status"]
 }
 
-// dropped counts what an agent dropped.
-func (w *wire) dropped() uint64 {
-	w.a.mu.Lock()
-	defer w.a.mu.Unlock()
-	return w.a.core.dropped
-}
-
 // A rawManager is an agent's Manager of raw lines.
 type rawManager struct {
 	*rawPeer
@@ -160,7 +153,7 @@ var victims = map[string]func(t testing.TB) *victim{
 		w, m := newRawManager(t)
 		_, a := w.execute(m, "A", 1)
 		p := m.rawPeer
-		return &victim{peer: p, from: ActorManager, to: ActorAgent, dropped: w.dropped,
+		return &victim{peer: p, from: ActorManager, to: ActorAgent, dropped: w.a.Dropped,
 			valid:   "type: hard_shutdown_request ~ message_id: 5 ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: 5",
 			unasked: "type: session_response ~ message_id: 5 ~ sub_type: Manager_to_agent ~ source_service_name: A ~ source_service_instance_id: 1 ~ dest_service_name: B ~ dest_service_instance_id: 8 ~ dest_socket_name: S1 ~ dest_service_instance_network_address: 127.0.0.1 ~ dest_socket_port: 54003 ~ status: 200",
 			good: func(more ...string) {
@@ -182,7 +175,7 @@ var victims = map[string]func(t testing.TB) *victim{
 		w, m := newRawManager(t)
 		_, a := w.execute(m, "A", 1)
 		_, b := w.execute(m, "B", 2)
-		return &victim{peer: a, from: ActorInstance, to: ActorAgent, dropped: w.dropped,
+		return &victim{peer: a, from: ActorInstance, to: ActorAgent, dropped: w.a.Dropped,
 			valid:   "type: service_instance_termination_info ~ message_id: 5 ~ sub_type: service_instance_to_agent ~ service_name: A ~ service_instance_id: 1 ~ service_instance_network_address: 127.0.0.1",
 			unasked: "type: source_service_session_close_response ~ message_id: 5 ~ sub_type: source_service_to_agent ~ status: 200",
 			good:    func(more ...string) { t.Helper(); relays(m, a, "77", more...) },
@@ -523,10 +516,10 @@ func TestBadConduct(t *testing.T) {
 		{"no session off the graph, says the agent (32)", func(t *testing.T) {
 			w, m := newRawManager(t)
 			_, a := w.execute(m, "A", 1)
-			before := w.dropped()
+			before := w.a.Dropped()
 			a.say("session_request", "5", append(sessionLines(1)[:6:6], "dest_socket_name: S9")...)
 			status(t, a.hear("session_response"), "403")
-			if got := w.dropped() - before; got != 1 {
+			if got := w.a.Dropped() - before; got != 1 {
 				t.Errorf("%d dropped, want 1", got)
 			}
 			relays(m, a, "6") // and this is the first that the Manager hears

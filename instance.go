@@ -281,7 +281,11 @@ func (i *Instance) serveAgent(l *link) {
 		began := time.Now()
 		err := l.read(new(flushList), i.log, func(m Message) {
 			i.step(InstanceInput{Kind: InstanceInputMessage, Msg: m})
-		}, func(*ProtocolError) {})
+		}, func(*ProtocolError) {
+			i.mu.Lock()
+			i.core.dropped++
+			i.mu.Unlock()
+		})
 		i.step(InstanceInput{Kind: InstanceInputDown})
 		i.mu.Lock()
 		i.link = nil
@@ -364,6 +368,14 @@ func (i *Instance) Address() netip.Addr { return i.cfg.Launch.Address }
 // Sockets returns the sockets of the service, with the ports that the Manager
 // chose for them.
 func (i *Instance) Sockets() []SocketPort { return slices.Clone(i.cfg.Launch.Sockets) }
+
+// Dropped returns how many messages and lines were dropped so far, because they
+// came late, again or unasked, or broke the protocol.
+func (i *Instance) Dropped() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.core.dropped
+}
 
 // SetHealth sets the status with which the instance answers health requests
 // from now on: StatusOK, StatusOverloaded to get no new sessions while others

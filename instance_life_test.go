@@ -219,6 +219,9 @@ func TestHealthAndBadLines(t *testing.T) {
 		// Neither does what is meant for another actor, or answers nothing.
 		f.send(&AgentHealthRequest{Header: Header{MessageID: 51, SubType: ManagerToAgent}, AgentNetworkAddress: nodeAddr})
 		ask(StatusOverloaded)
+		if n := f.inst.Dropped(); n != 3*badLinesLogged+1 {
+			t.Errorf("%d dropped, want %d lines and a message", n, 3*badLinesLogged)
+		}
 	})
 }
 
