@@ -3,7 +3,6 @@ package ssmmp
 import (
 	"bytes"
 	"cmp"
-	"container/heap"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -99,8 +98,8 @@ const (
 // An AgentCore decides what an agent does. Whoever drives it, Agent or a
 // simulator, owns it alone.
 type AgentCore struct {
+	timers
 	cfg AgentConfig
-	now time.Duration
 	out []AgentOutput
 
 	repository map[string]*RepositoryEntry
@@ -126,8 +125,6 @@ type AgentCore struct {
 	lastOwn int64
 	stop    bool
 
-	timers     timerHeap
-	timerSeq   uint64
 	dropped    uint64
 	violations map[ConnID]int // of the protocol, by connection
 }
@@ -187,9 +184,7 @@ func NewAgentCore(cfg AgentConfig, identity string) *AgentCore {
 func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 	c.out = emptied(c.out)
 	c.now = max(c.now, in.Now)
-	for len(c.timers) > 0 && c.timers[0].at <= c.now {
-		heap.Pop(&c.timers).(timer).f()
-	}
+	c.expire()
 	switch in.Kind {
 	case AgentInputManagerUp:
 		c.register(in.Conn)
@@ -219,15 +214,7 @@ func (c *AgentCore) Step(in AgentInput) []AgentOutput {
 // NextDeadline returns when the core wants to be stepped at the latest, and
 // false when it waits for nothing.
 func (c *AgentCore) NextDeadline() (time.Duration, bool) {
-	if len(c.timers) == 0 {
-		return 0, false
-	}
-	return c.timers[0].at, true
-}
-
-func (c *AgentCore) after(d time.Duration, f func()) {
-	c.timerSeq++
-	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
+	return c.next()
 }
 
 func (c *AgentCore) send(conn ConnID, m Message) {
@@ -469,7 +456,7 @@ type AgentPending struct {
 
 // Pending returns what is under way.
 func (c *AgentCore) Pending() AgentPending {
-	p := AgentPending{Relayed: len(c.relayed), Reports: bytes.Count(c.reports, []byte("\n")), Unkept: int(c.unkept), Timers: len(c.timers)}
+	p := AgentPending{Relayed: len(c.relayed), Reports: bytes.Count(c.reports, []byte("\n")), Unkept: int(c.unkept), Timers: len(c.pending)}
 	for _, i := range c.instances {
 		p.InFlight += len(i.inFlight)
 	}

@@ -230,8 +230,8 @@ func (s *agentStepper) settle() {
 	}
 	// What the agent itself asked of its last instances ends with it.
 	maps.DeleteFunc(s.core.relayed, func(id int64, _ *relayedRequest) bool { return id > ownIDs })
-	if !s.empty || len(s.core.instances) > 0 || len(s.core.relayed) > 0 || len(s.core.timers) > 0 {
-		s.t.Fatalf("pending: empty %v, %d instances, %d requests, %d timers", s.empty, len(s.core.instances), len(s.core.relayed), len(s.core.timers))
+	if !s.empty || len(s.core.instances) > 0 || len(s.core.relayed) > 0 || len(s.core.pending) > 0 {
+		s.t.Fatalf("pending: empty %v, %d instances, %d requests, %d timers", s.empty, len(s.core.instances), len(s.core.relayed), len(s.core.pending))
 	}
 }
 

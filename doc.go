@@ -193,7 +193,8 @@
 //	session.go                the Manager's table of sessions
 //	policy.go                 placement, balancing, scaling
 //	policy_core.go            the orders that it chooses by
-//	manager_core.go           the Manager's Step: requests and responses, commands, timers
+//	timers_core.go            the clock and the timers of the Manager's core and the agent's
+//	manager_core.go           the Manager's Step: requests and responses, commands
 //	manager_agent_core.go     agents: registration, monitoring, those that are away or lost
 //	manager_cause_core.go     who did it, and what it follows from
 //	manager_state_core.go     its state, evolve; manager_snapshot_core.go: as others see it

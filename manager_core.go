@@ -1,7 +1,6 @@
 package ssmmp
 
 import (
-	"container/heap"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -94,8 +93,8 @@ const (
 // A ManagerCore decides what a Manager does. Whoever drives it, Manager or a
 // simulator, owns it alone.
 type ManagerCore struct {
+	timers
 	cfg    ManagerConfig
-	now    time.Duration
 	out    []ManagerOutput
 	events []Event
 
@@ -130,9 +129,6 @@ type ManagerCore struct {
 	reserved    int64 // the last message id that the history lets be used
 	exchanges   map[int64]*exchange
 	reason      string // that the response gives which is being handled
-
-	timers   timerHeap
-	timerSeq uint64
 
 	calls []call
 
@@ -231,10 +227,7 @@ func (c *ManagerCore) Step(in ManagerInput) ([]ManagerOutput, []Event) {
 // NextDeadline returns when the core wants to be stepped at the latest, and
 // false when it waits for nothing. A step that comes too early does no harm.
 func (c *ManagerCore) NextDeadline() (time.Duration, bool) {
-	at, ok := time.Duration(0), false
-	if len(c.timers) > 0 {
-		at, ok = c.timers[0].at, true
-	}
+	at, ok := c.next()
 	if len(c.expiries) > 0 && (!ok || c.expiries[0].at < at) {
 		at, ok = c.expiries[0].at, true
 	}
@@ -469,39 +462,8 @@ func (c *ManagerCore) finishCalls() {
 	})
 }
 
-// A timer calls f when its time has come. Timers are never taken back: f looks
-// whether what it was set for still holds.
-type timer struct {
-	at  time.Duration
-	seq uint64
-	f   func()
-}
-
-type timerHeap []timer
-
-func (h timerHeap) Len() int { return len(h) }
-func (h timerHeap) Less(i, j int) bool {
-	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
-}
-func (h timerHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *timerHeap) Push(x any)   { *h = append(*h, x.(timer)) }
-func (h *timerHeap) Pop() any {
-	old := *h
-	t := old[len(old)-1]
-	old[len(old)-1] = timer{}
-	*h = old[:len(old)-1]
-	return t
-}
-
-func (c *ManagerCore) after(d time.Duration, f func()) {
-	c.timerSeq++
-	heap.Push(&c.timers, timer{c.now + d, c.timerSeq, f})
-}
-
 // expire does what is due.
 func (c *ManagerCore) expire() {
-	for len(c.timers) > 0 && c.timers[0].at <= c.now {
-		heap.Pop(&c.timers).(timer).f()
-	}
+	c.timers.expire()
 	c.expireOffers()
 }

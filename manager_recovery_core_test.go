@@ -18,8 +18,8 @@ import (
 // requests under way, timers, and what is found again from the rest. All others
 // are its durable state, so that a new field is compared until it is named here.
 var passing = map[string]string{
-	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers timerSeq calls dropped violations refused responses " +
-		"restoring restoreTo restored resuming now committed startedSeq seekers storeErr slots freeSlots instances byAddr appOf hosts loads connected lost",
+	"ManagerCore": "cfg out events graphs conns offers expiries waiting lastMessage exchanges timers calls dropped violations refused responses " +
+		"restoring restoreTo restored resuming committed startedSeq seekers storeErr slots freeSlots instances byAddr appOf hosts loads connected lost",
 	"agent":        "index conn newest backSince healthAsked askedAt healthMissed reports hears hearsSeq heard strangers toKill exchanges doubts doubting asking",
 	"instance":     "slot waiters execute killSent leaving suspect refused healthAsked healthMissed idleArmed newestMessage unsaid unsaidMore lastReport rank doubtAgain offers",
 	"vertex":       "app edges plugs sockets depth nextRelief restartArmed order",

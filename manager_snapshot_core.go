@@ -179,5 +179,5 @@ type ManagerPending struct {
 // Pending returns what is under way.
 func (c *ManagerCore) Pending() ManagerPending {
 	return ManagerPending{Exchanges: len(c.exchanges), Waiting: len(c.waiting), Offers: len(c.offers), Calls: len(c.calls),
-		Timers: len(c.timers) + len(c.expiries)}
+		Timers: len(c.pending) + len(c.expiries)}
 }

@@ -153,7 +153,7 @@ func TestAgentKillsOnce(t *testing.T) {
 		a.now += 10 * time.Second
 		a.message(1, fmt.Sprintf("type: hard_shutdown_request ~ message_id: %d ~ sub_type: Manager_to_agent ~ service_name: A ~ service_instance_id: 7", 100+n))
 	}
-	if n := len(a.c.timers); n > 1 {
+	if n := len(a.c.pending); n > 1 {
 		t.Errorf("%d timers", n)
 	}
 	if n := len(a.c.instances[7].hardIDs); n > maxShutdownIDs {
