@@ -413,8 +413,8 @@ func TestManagerKilled(t *testing.T) {
 	t.Logf("killed %d times, %d sessions acknowledged", n, r.progress)
 }
 
-// The Manager is killed at each of its calls that write state, one after the
-// other. The next one always goes on.
+// The Manager is killed at one of its calls that write, to the store or to agents,
+// and each time at a later one. The next one always goes on.
 func TestManagerKilledAtCalls(t *testing.T) {
 	t.Parallel()
 	strace, err := exec.LookPath("strace")
@@ -428,21 +428,29 @@ func TestManagerKilledAtCalls(t *testing.T) {
 	if *callSet {
 		step = 1
 	}
-	// The calls of one thread are counted, of several at once: whichever gets
-	// there first.
+	// What is counted are the calls of one kind by one thread: the Manager is
+	// killed at the at-th of those that get there first, which differs from run
+	// to run. Under load some always do.
 	const calls = "pwrite64,write,fdatasync,fsync,ftruncate,unlink,unlinkat,openat"
-	killed := 0
+	chosen, killed := 0, 0
 	r := newRig(t)
 	for at := 1; at < 120; at += step {
+		chosen++
 		inject := fmt.Sprintf("%s:signal=KILL:when=%d", calls, at)
 		r.start(strace, "-f", "-qq", "-o", os.DevNull, "-e", "trace="+calls, "-e", "inject="+inject)
 		done := make(chan error, 1)
 		cmd := r.cmd
 		go func() { done <- cmd.Wait() }()
 		select {
-		case <-done:
+		case err := <-done:
+			// strace ends as the Manager did.
+			if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+				r.cmd = nil
+				t.Fatalf("call %d: it was not killed, but ended: %v\n%s", at, err, r.stderr)
+			}
 			killed++
-		case <-time.After(2 * time.Second): // it lives: no thread makes so many
+		case <-time.After(patience):
+			t.Logf("call %d: no thread made so many of a kind within %v", at, patience)
 			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			<-done
 		}
@@ -451,15 +459,15 @@ func TestManagerKilledAtCalls(t *testing.T) {
 		r.work(3)
 		r.kill()
 	}
-	if killed == 0 {
-		t.Fatal("it was never killed at a call")
+	if killed < chosen-chosen/10 {
+		t.Fatalf("it was killed at %d calls, of %d that were chosen", killed, chosen)
 	}
 	r.start()
 	r.work(3)
 	r.check()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t.Logf("killed at %d calls, %d sessions acknowledged", killed, r.progress)
+	t.Logf("killed at %d of %d calls, %d sessions acknowledged", killed, chosen, r.progress)
 }
 
 // A Manager that is stopped while another one goes on from a copy of its data,
