@@ -141,6 +141,8 @@ type Agent struct {
 	identity string // tells this agent from another that claims its address
 	started  time.Time
 
+	strangers strangers
+
 	mu        sync.Mutex // guards what follows; held during a step, never across I/O
 	core      *AgentCore
 	links     map[ConnID]*link
@@ -148,7 +150,6 @@ type Agent struct {
 	processes map[InstanceID]*agentProcess
 	timer     *time.Timer
 	wakeAt    time.Duration // what timer is set for
-	strangers int
 	running   bool
 	stopped   bool        // Run has ended, or is about to
 	listen    string      // where instances find the agent
@@ -159,9 +160,6 @@ type Agent struct {
 	done  chan struct{} // closed when Run ends
 	wg    sync.WaitGroup
 }
-
-// maxStrangers bounds the connections of instances that have not spoken yet.
-const maxStrangers = 1024
 
 // NewAgent returns an agent that Run will run.
 func NewAgent(cfg AgentConfig) (*Agent, error) {
@@ -311,33 +309,24 @@ func (a *Agent) managerConn(ctx context.Context, conn net.Conn) bool {
 // instanceConn serves one connection of an instance.
 func (a *Agent) instanceConn(l *link) {
 	log := a.log.With("peer", l.conn.RemoteAddr().String())
-	switch n := a.stranger(+1); {
-	case n > maxStrangers:
-		log.Warn("too many connections of nobody known: closed")
-		l.abort()
-	case n > maxStrangers/2: // those that say nothing shall not keep the others out
-		l.conn.SetReadDeadline(time.Now().Add(introductionTime))
-	}
-	known := false
+	// An instance may be silent for long, but those that say nothing shall not
+	// keep the others out.
+	peer := a.strangers.meet(l, maxStrangers/2, log)
 	asked := map[InstanceID]Proof{} // the kernel, which takes its time
 	out := flushList{log: a.log}
 	err := l.read(&out, log, func(m Message) {
 		proof := ProofNone
-		if !known {
+		if !peer.known {
 			out.flush()
 			proof = a.prove(l, m, asked)
 		}
 		a.stepOnly(AgentInput{Kind: AgentInputMessage, Conn: l.id, Msg: m, Proof: proof}, &out)
 		out.ease()
-		if !known && a.speaks(l) {
-			known = true
-			l.conn.SetReadDeadline(time.Time{})
-			a.stranger(-1)
+		if !peer.known && a.speaks(l) {
+			peer.introduced()
 		}
 	}, func(p *ProtocolError) { a.badLine(l, ActorInstance, p) })
-	if !known {
-		a.stranger(-1)
-	}
+	peer.left()
 	a.step(AgentInput{Kind: AgentInputLost, Conn: l.id})
 	a.close(l)
 	log.Debug("connection of an instance ended", "error", err)
@@ -349,15 +338,6 @@ func (a *Agent) Dropped() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.core.dropped
-}
-
-// stranger counts the connections on which no instance has spoken yet. One may
-// be silent for long, so they are bounded in number and not in time.
-func (a *Agent) stranger(n int) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.strangers += n
-	return a.strangers
 }
 
 // speaks reports whether a connection is bound to an instance.

@@ -214,6 +214,7 @@
 //	instance_core.go          an instance's Step
 //	instance.go               its runtime: Join, shutdown; instance_conn.go: Listen, Dial, connections
 //	link*.go                  one connection's reader and writer
+//	strangers.go              connections on which nobody has said yet who it is
 //	transport*.go             TCP and the network in memory
 //	launcher*.go              RepositoryEntry, Launcher; processes and functions;
 //	                          launcher_exec_*.go: trees of processes on each system;

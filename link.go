@@ -252,28 +252,6 @@ func (f *flushList) ease() {
 	f.flush()
 }
 
-// introductionTime is how long a new connection may take to say who it is.
-const introductionTime = 30 * time.Second
-
-// introduced has a connection end that does not say in time who it is. What it
-// returns is to be called after each message: once known says that the message
-// introduced the peer, the connection may be silent for as long as it likes.
-func introduced(conn net.Conn, known func() bool, mu *sync.Mutex) func() {
-	conn.SetReadDeadline(time.Now().Add(introductionTime))
-	done := false
-	return func() {
-		if done {
-			return
-		}
-		mu.Lock()
-		done = known()
-		mu.Unlock()
-		if done {
-			conn.SetReadDeadline(time.Time{})
-		}
-	}
-}
-
 // refusal is the answer to a request that could not be decoded, nil where there
 // is none to give: it is no request, its message id could not be read, or the
 // answer would have to say what could not be. service and id are those of the

@@ -211,6 +211,8 @@ type Manager struct {
 	started time.Time
 	history *history
 
+	strangers strangers
+
 	mu       sync.Mutex // guards what follows; held during a step, never across I/O
 	core     *ManagerCore
 	links    map[ConnID]*link
@@ -356,11 +358,13 @@ func (m *Manager) open(conn net.Conn) *link {
 func (m *Manager) agentConn(l *link) {
 	log := m.log.With("peer", l.conn.RemoteAddr().String())
 	log.Debug("connection opened")
-	known := introduced(l.conn, func() bool { return m.core.conns[l.id] != nil }, &m.mu)
+	peer := m.strangers.meet(l, 0, log)
 	out := flushList{log: m.log}
 	err := l.read(&out, log, func(msg Message) {
 		m.stepOnly(ManagerInput{Kind: ManagerInputMessage, Conn: l.id, Msg: msg}, &out)
-		known()
+		if !peer.known && m.registered(l) {
+			peer.introduced()
+		}
 	}, func(p *ProtocolError) {
 		m.mu.Lock()
 		m.core.dropped++
@@ -369,12 +373,20 @@ func (m *Manager) agentConn(l *link) {
 			l.send(r)
 		}
 	})
+	peer.left()
 	m.step(ManagerInput{Kind: ManagerInputLost, Conn: l.id})
 	l.wait()
 	m.mu.Lock()
 	delete(m.links, l.id)
 	m.mu.Unlock()
 	log.Debug("connection ended", "error", err)
+}
+
+// registered reports whether an agent registered on a connection.
+func (m *Manager) registered(l *link) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.core.conns[l.id] != nil
 }
 
 // step has the core take one input and carries out what it decides.

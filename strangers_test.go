@@ -1,6 +1,7 @@
 package ssmmp
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -9,15 +10,19 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
 
-// A connection to the Manager on which nobody registers in time ends; an agent
-// that did may be silent for as long as it likes. To an agent it may be silent,
-// since an instance that has sockets only has nothing to say, but only so many
-// may, and where there are many the newest have to say something soon.
+// A connection to the Manager on which nobody registers in time ends, and where
+// there are too many the newest end at once; an agent that did register may be
+// silent for as long as it likes. To an agent it may be silent, since an instance
+// that has sockets only has nothing to say, but only so many may, and where there
+// are many the newest have to say something soon.
 func TestStrangersEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{nineGraph(t)}}, 1)
+		var log bytes.Buffer
+		s := newMemMesh(t, ManagerConfig{Graphs: []*Graph{nineGraph(t)}, Logger: hclog.New(&hclog.LoggerOptions{Output: &log})}, 1)
 		defer s.close()
 		synctest.Wait()
 		dial := func(from Transport, addr string) net.Conn {
@@ -28,11 +33,28 @@ func TestStrangersEnd(t *testing.T) {
 			}
 			return conn
 		}
-		conn := dial(s.managers, s.address)
-		defer conn.Close()
-		wantEndAfter(t, conn, introductionTime)
-
 		var silent []net.Conn
+		for range maxStrangers {
+			silent = append(silent, dial(s.managers, s.address))
+			synctest.Wait()
+		}
+		for range 3 {
+			wantEndAfter(t, dial(s.managers, s.address), 0)
+		}
+		if n := strings.Count(log.String(), "too many connections"); n != 1 {
+			t.Errorf("logged %d times that there are too many, want once", n)
+		}
+		wantEndAfter(t, silent[0], introductionTime)
+		for _, conn := range silent {
+			wantEndAfter(t, conn, 0)
+		}
+		synctest.Wait()
+		if n := s.m.strangers.n; n != 0 {
+			t.Errorf("the Manager counts %d strangers, and none is there", n)
+		}
+		wantEndAfter(t, dial(s.managers, s.address), introductionTime)
+
+		silent = nil
 		for range maxStrangers {
 			silent = append(silent, dial(s.nodes[0].transport, "localhost:55556"))
 			synctest.Wait()
@@ -48,7 +70,7 @@ func TestStrangersEnd(t *testing.T) {
 			conn.Close()
 		}
 		synctest.Wait()
-		if n := s.nodes[0].agent.stranger(0); n != 0 {
+		if n := s.nodes[0].agent.strangers.n; n != 0 {
 			t.Errorf("%d strangers are counted, and none is there", n)
 		}
 		for ev := range s.m.Events(t.Context(), 0) {
