@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
 )
 
 // The Manager's core, continued: agents come, are watched, go away and are lost.
@@ -18,8 +17,9 @@ func (c *ManagerCore) register(conn ConnID, m *InitiationRequest) {
 	answer := func(s Status) {
 		more := []Extension{{extHeard, "0"}}
 		if s.Success() {
-			silence := c.cfg.HealthPeriod * time.Duration(c.cfg.HealthMisses+1) // it is asked for its health each period
-			more = append(more, Extension{extSilence, strconv.FormatInt(silence.Milliseconds(), 10)})
+			// It is asked for its health each period; the rest is patience.
+			silence := c.cfg.HealthPeriod.Milliseconds() * int64(min(c.cfg.HealthMisses, 1<<20)+1)
+			more = append(more, Extension{extSilence, strconv.FormatInt(silence, 10)})
 		}
 		c.out = append(c.out, ManagerOutput{Kind: ManagerOutputSend, Conn: conn, Msg: &InitiationResponse{
 			Header: Header{MessageID: m.MessageID, Extensions: c.epoch(more...)}, Status: s}, Early: c.noRoom})
