@@ -1,7 +1,7 @@
 package ssmmp
 
 import (
-	"net"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -17,59 +17,83 @@ const (
 	maxStrangers = 1024
 )
 
-// strangers counts the connections on which nobody has said yet who it is.
+// strangers are the connections on which nobody has said yet who it is.
 type strangers struct {
-	mu   sync.Mutex
-	n    int
-	full bool // and the log says so
+	mu      sync.Mutex
+	silent  int         // of them may be so for as long as they like
+	hurried []*stranger // the others
+	full    bool        // and the log says so
 }
 
 // A stranger is one of them.
 type stranger struct {
 	among *strangers
-	conn  net.Conn
+	link  *link
 	known bool // it has said who it is
+	out   bool // it is not among them any more
+	place int  // among those that are hurried; -1 of a silent one
 }
 
-// meet counts a new connection. So many may be silent for as long as they like;
-// each further one has to say soon who it is; and where all are there it ends.
+// meet takes in a new connection. So many may be silent for as long as they like;
+// each further one has to say soon who it is, and where there are too many any
+// other of these ends: who keeps connections open keeps nobody else out, and of
+// many that come back at once most are served.
 func (s *strangers) meet(l *link, silent int, log hclog.Logger) *stranger {
+	x := &stranger{among: s, link: l, place: -1}
 	s.mu.Lock()
-	s.n++
-	n, tell := s.n, s.n > maxStrangers && !s.full
-	s.full = s.full || tell
+	if s.silent < silent {
+		s.silent++
+		s.mu.Unlock()
+		return x
+	}
+	l.conn.SetReadDeadline(time.Now().Add(introductionTime))
+	var other *stranger
+	tell := false
+	if n := len(s.hurried); n >= maxStrangers-silent {
+		other = s.hurried[rand.IntN(n)]
+		s.take(other)
+		tell, s.full = !s.full, true
+	}
+	x.place = len(s.hurried)
+	s.hurried = append(s.hurried, x)
 	s.mu.Unlock()
 	if tell {
-		log.Warn("too many connections of nobody known: the newest are closed")
+		log.Warn("too many connections of nobody known: some are closed")
 	}
-	switch {
-	case n > maxStrangers:
-		l.abort()
-	case n > silent:
-		l.conn.SetReadDeadline(time.Now().Add(introductionTime))
+	if other != nil {
+		other.link.abort()
 	}
-	return &stranger{among: s, conn: l.conn}
+	return x
 }
 
 // introduced is called when it is known who it is: it may be silent from now on.
 func (x *stranger) introduced() {
-	if !x.known {
-		x.known = true
-		x.conn.SetReadDeadline(time.Time{})
-		x.among.less()
-	}
+	x.known = true
+	x.left()
+	x.link.conn.SetReadDeadline(time.Time{})
 }
 
 // left is called when the connection has ended.
 func (x *stranger) left() {
-	if !x.known {
-		x.among.less()
-	}
-}
-
-func (s *strangers) less() {
+	s := x.among
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.n--
-	s.full = s.full && s.n > maxStrangers/2
+	s.take(x)
+	s.full = s.full && len(s.hurried) > maxStrangers/4
+}
+
+// take takes one out. s.mu is held.
+func (s *strangers) take(x *stranger) {
+	switch {
+	case x.out:
+	case x.place < 0:
+		s.silent--
+	default:
+		last := len(s.hurried) - 1
+		s.hurried[x.place] = s.hurried[last]
+		s.hurried[x.place].place = x.place
+		s.hurried[last] = nil
+		s.hurried = s.hurried[:last]
+	}
+	x.out = true
 }

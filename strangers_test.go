@@ -15,10 +15,10 @@ import (
 )
 
 // A connection to the Manager on which nobody registers in time ends, and where
-// there are too many the newest end at once; an agent that did register may be
+// there are too many some of them end at once; an agent that did register may be
 // silent for as long as it likes. To an agent it may be silent, since an instance
 // that has sockets only has nothing to say, but only so many may, and where there
-// are many the newest have to say something soon.
+// are many the others have to say something soon.
 func TestStrangersEnd(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -34,22 +34,25 @@ func TestStrangersEnd(t *testing.T) {
 			return conn
 		}
 		var silent []net.Conn
+		began := time.Now()
 		for range maxStrangers {
 			silent = append(silent, dial(s.managers, s.address))
 			synctest.Wait()
 		}
 		for range 3 {
-			wantEndAfter(t, dial(s.managers, s.address), 0)
+			silent = append(silent, dial(s.managers, s.address))
+			synctest.Wait()
 		}
+		silent = wantEnded(t, silent, 3)
 		if n := strings.Count(log.String(), "too many connections"); n != 1 {
 			t.Errorf("logged %d times that there are too many, want once", n)
 		}
-		wantEndAfter(t, silent[0], introductionTime)
+		wantEndAfter(t, silent[0], introductionTime-time.Since(began))
 		for _, conn := range silent {
 			wantEndAfter(t, conn, 0)
 		}
 		synctest.Wait()
-		if n := s.m.strangers.n; n != 0 {
+		if n := s.m.strangers.silent + len(s.m.strangers.hurried); n != 0 {
 			t.Errorf("the Manager counts %d strangers, and none is there", n)
 		}
 		wantEndAfter(t, dial(s.managers, s.address), introductionTime)
@@ -59,7 +62,11 @@ func TestStrangersEnd(t *testing.T) {
 			silent = append(silent, dial(s.nodes[0].transport, "localhost:55556"))
 			synctest.Wait()
 		}
-		wantEndAfter(t, dial(s.nodes[0].transport, "localhost:55556"), 0)
+		silent = append(silent, dial(s.nodes[0].transport, "localhost:55556"))
+		synctest.Wait()
+		if left := wantEnded(t, silent[maxStrangers/2:], 1); len(left) != maxStrangers/2 {
+			t.Errorf("%d of those are left that have to say something, want %d", len(left), maxStrangers/2)
+		}
 		time.Sleep(10 * introductionTime)
 		for i, conn := range silent {
 			conn.SetReadDeadline(time.Now().Add(time.Second))
@@ -70,7 +77,8 @@ func TestStrangersEnd(t *testing.T) {
 			conn.Close()
 		}
 		synctest.Wait()
-		if n := s.nodes[0].agent.strangers.n; n != 0 {
+		if among := &s.nodes[0].agent.strangers; among.silent+len(among.hurried) != 0 {
+			n := among.silent + len(among.hurried)
 			t.Errorf("%d strangers are counted, and none is there", n)
 		}
 		for ev := range s.m.Events(t.Context(), 0) {
@@ -119,6 +127,23 @@ func TestViolatorsEnd(t *testing.T) {
 			}
 		}
 	})
+}
+
+// wantEnded returns the connections that go on, of some of which so many have
+// ended. The last of them has not.
+func wantEnded(t *testing.T, conns []net.Conn, want int) (left []net.Conn) {
+	t.Helper()
+	for _, conn := range conns {
+		conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			left = append(left, conn)
+		}
+		conn.SetReadDeadline(time.Time{})
+	}
+	if ended := len(conns) - len(left); ended != want || left[len(left)-1] != conns[len(conns)-1] {
+		t.Fatalf("%d of %d connections have ended, want %d, and not the last", ended, len(conns), want)
+	}
+	return left
 }
 
 func wantEndAfter(t *testing.T, conn net.Conn, d time.Duration) {
