@@ -14,7 +14,7 @@ import (
 	"github.com/ssmmp/ssmmp/sqlitestore"
 )
 
-// With -damage=all each bit and each byte is tried, which takes hours.
+// With -damage=-1 each bit and each byte is tried, which takes hours.
 var damage = flag.Int("damage", 0, "damage a store in so many places of each file and way, instead of some; -1 for all")
 
 // storeFiles are the files of a store that matter: SQLite makes FILE-shm anew.
