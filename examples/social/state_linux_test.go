@@ -235,22 +235,29 @@ func TestUpGoesOn(t *testing.T) {
 		t.Errorf("%s, want %s", got, gateway)
 	}
 	check(t, u.sendPost("ann", "three, through sessions of before"))
-	// New sessions are there once the services have found their agents again.
-	await(t, "a login", func() bool {
-		err := v.login("ann", "secret of ann")
-		var e *statusError
-		if !errors.As(err, &e) || e.status != statusUnavailable {
-			check(t, err)
-		}
-		return err == nil
-	})
-	check(t, v.sendPost("ann", "four"))
+	// New sessions are there once the services have found their agents again,
+	// each for itself.
+	soon := func(what string, ask func() error) {
+		t.Helper()
+		await(t, what, func() bool {
+			err := ask()
+			var e *statusError
+			if !errors.As(err, &e) || e.status != statusUnavailable {
+				check(t, err)
+			}
+			return err == nil
+		})
+	}
+	soon("a login", func() error { return v.login("ann", "secret of ann") })
+	soon("a post", func() error { return v.sendPost("ann", "four") })
+	soon("the last posts", func() error { _, err := v.last10(); return err })
 	if got := posts(t, v); len(got) != 4 || got[0] != "four" || got[3] != "one" {
 		t.Errorf("posts %q", got)
 	}
 	var file strings.Builder
-	if _, err := v.getFile("f", &file); err != nil || file.String() != content {
-		t.Errorf("the file has %d bytes, %v", file.Len(), err)
+	soon("the file", func() error { file.Reset(); _, err := v.getFile("f", &file); return err })
+	if file.String() != content {
+		t.Errorf("the file has %d bytes", file.Len())
 	}
 	executed, s := started(t, dir)
 	for service, n := range executed {
