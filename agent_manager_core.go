@@ -150,7 +150,7 @@ func (c *AgentCore) keep(m Message) {
 		c.reports = c.reports[:before]
 		if c.unkept++; c.unkept&(c.unkept-1) == 0 { // of many, few are said
 			c.warn(0, fmt.Sprintf("too many reports that the Manager is not known to have: %d are not kept, now a %s: "+
-				"if the Manager does not get it, it takes the session to be open until an end of it has ended", c.unkept, m.Type()))
+				"if the Manager does not get it, it has to find out by itself", c.unkept, m.Type()))
 		} else {
 			c.dropped++
 		}

@@ -81,7 +81,6 @@ type InstanceCore struct {
 	dials   map[int64]*instanceDialing // by message id
 	byCall  map[CallID]int64
 	conns   map[uint64]*sessionEnd
-	sources int               // of conns
 	byPorts map[endKey]uint64 // of conns, to find what a close request names
 	drainID int64             // of the graceful_shutdown_request to answer
 	drain   bool
@@ -344,7 +343,13 @@ func (c *InstanceCore) message(m Message) {
 		}
 	case *InstanceHealthRequest:
 		c.heard(m)
-		h := Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent, Extensions: []Extension{{extSessions, strconv.Itoa(c.sources)}}}
+		sources := 0
+		for _, e := range c.conns {
+			if e.source {
+				sources++
+			}
+		}
+		h := Header{MessageID: m.MessageID, SubType: ServiceInstanceToAgent, Extensions: []Extension{{extSessions, strconv.Itoa(sources)}}}
 		c.send(&InstanceHealthResponse{Header: h, ServiceInstanceID: c.launch.ID, Status: c.health})
 	}
 }
@@ -405,9 +410,6 @@ func (c *InstanceCore) dialFailed(call CallID, status Status) {
 
 func (c *InstanceCore) add(conn uint64, e *sessionEnd) {
 	c.conns[conn] = e
-	if e.source {
-		c.sources++
-	}
 	c.byPorts[endKey{e.source, e.port, e.peer}] = conn
 }
 
@@ -418,9 +420,6 @@ func (c *InstanceCore) take(conn uint64) *sessionEnd {
 		return nil
 	}
 	delete(c.conns, conn)
-	if e.source {
-		c.sources--
-	}
 	if key := (endKey{e.source, e.port, e.peer}); c.byPorts[key] == conn {
 		delete(c.byPorts, key)
 	}

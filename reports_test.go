@@ -98,3 +98,31 @@ func TestAgentReportsBounded(t *testing.T) {
 		t.Errorf("%d are not kept, %d counted, %d said, %d sent; want %d, %[5]d, 10, %[5]d", p.Unkept, c.dropped, said, sent, reports)
 	}
 }
+
+// Where there is no room any more for the ends of sessions, after which the
+// Manager can ask, there is some for what it cannot find out.
+func TestReportsRoom(t *testing.T) {
+	t.Parallel()
+	closed := &SourceSessionCloseInfo{Header: Header{MessageID: 1, SubType: AgentToManager}, SourceServiceName: "A", SourceServiceInstanceID: 1, SourceServiceInstanceNetworkAddress: nodeAddr,
+		SourcePlugName: "P1", SourcePlugPort: 40000, DestServiceName: "B", DestServiceInstanceID: 2, DestServiceInstanceNetworkAddress: nodeAddr, DestSocketName: "S1", DestSocketPort: 54000, DestSocketNewPort: 54000, Status: StatusSessionClosed}
+	ended := &TerminationInfo{Header: Header{MessageID: 2, SubType: AgentToManager}, ServiceName: "B", ServiceInstanceID: 1, ServiceInstanceNetworkAddress: nodeAddr}
+	opened := &SessionAck{Header: Header{MessageID: 3, SubType: AgentToManager}, SourceServiceName: "A", SourceServiceInstanceID: 1, SourcePlugPort: 40000, DestSocketNewPort: 54000, Status: StatusOK}
+
+	a := NewAgentCore(AgentConfig{Manager: "10.0.0.9:55555", Address: nodeAddr}.WithDefaults(), "one")
+	i := NewInstanceCore(Launch{Service: "A", ID: 1, Address: nodeAddr})
+	a.reports, i.kept = make([]byte, keptUpTo(closed)), keptUpTo(closed)
+	for _, tt := range []struct {
+		m    Message
+		kept bool
+	}{{closed, false}, {ended, true}, {opened, true}, {closed, false}} {
+		before, reports := len(a.reports), len(i.reports)
+		a.toManager(tt.m)
+		i.report(tt.m)
+		if kept := len(a.reports) > before; kept != tt.kept {
+			t.Errorf("%s: kept by the agent: %v, want %v", tt.m.Type(), kept, tt.kept)
+		}
+		if kept := len(i.reports) > reports; kept != tt.kept {
+			t.Errorf("%s: kept by the instance: %v, want %v", tt.m.Type(), kept, tt.kept)
+		}
+	}
+}
